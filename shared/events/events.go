@@ -1,0 +1,44 @@
+// Package events names the CloudEvents that Millrace exchanges and encodes them.
+//
+// It holds the event types and extension attributes of the event graph, the rule
+// by which a reply gets its id, and one lean representation of an event, Message,
+// with codecs for the JSON event format, the JSON batch format and the HTTP
+// binary mode. The Kafka binding of the same Message is in package kafka.
+//
+// It has no I/O and knows nothing of what an event's data means.
+package events
+
+// Event types. The last part is the version of the data's schema.
+const (
+	// KafkaRecord is a raw Kafka record as a KafkaSource sends it; the topic is
+	// the fragment of the source ("...kafkasources/name#topic").
+	KafkaRecord = "dev.knative.kafka.event"
+	// Tick is what a PingSource sends; the source's last path element names it.
+	Tick = "dev.knative.sources.ping"
+
+	BehaviorRaw       = "dev.millrace.behavior.raw.v1"
+	BehaviorValidated = "dev.millrace.behavior.validated.v1"
+	BehaviorInvalid   = "dev.millrace.behavior.invalid.v1"
+	MetricRaw         = "dev.millrace.metric.raw.v1"
+	MetricValidated   = "dev.millrace.metric.validated.v1"
+	MetricInvalid     = "dev.millrace.metric.invalid.v1"
+)
+
+// Extension attributes.
+const (
+	// PartitionKey decides the Kafka partition, and so the order: events of one
+	// session or server carry the same key.
+	PartitionKey = "partitionkey"
+	// Contract names the stream contract a verdict was given by.
+	Contract = "contract"
+	// Op is the change that a CDC event stands for: c, u, d or r.
+	Op = "op"
+	// LSN is the log position of a CDC event.
+	LSN = "lsn"
+
+	// ErrorCode, ErrorData and ErrorDest say why and where delivery failed; they
+	// are Knative's names and are set on dead letters only.
+	ErrorCode = "knativeerrorcode"
+	ErrorData = "knativeerrordata"
+	ErrorDest = "knativeerrordest"
+)
