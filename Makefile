@@ -1,0 +1,74 @@
+# Millrace. `make` alone lists what can be done.
+
+SHELL       := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+export CGO_ENABLED ?= 0
+
+BIN     := .local/bin
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS := -s -w -X github.com/millrace-dev/millrace/shared/telemetry.Version=$(VERSION)
+# Modules of their own, so that their dependencies stay out of the functions.
+NESTED  := infra/local infra/lint
+
+##@ Use it
+
+.PHONY: help
+help: ## List the targets
+	@awk 'BEGIN {FS = ":.*## "} \
+	/^##@ / {printf "\n%s\n", substr($$0, 5)} \
+	/^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## Build the functions, the local runner and the load generator into .local/bin
+	@mkdir -p $(BIN)
+	go build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/ ./functions/... ./infra/loadgen
+	cd infra/local && go build -trimpath -ldflags '$(LDFLAGS)' -o ../../$(BIN)/millrace .
+
+.PHONY: run
+run: build ## Run the whole platform on this machine; Ctrl-C stops it, state stays in .local (RATE=events/s)
+	@exec $(BIN)/millrace up
+
+.PHONY: status
+status: ## Print the status of the running platform once
+	@$(BIN)/millrace status
+
+.PHONY: clean
+clean: ## Remove what the platform stored and built (.local)
+	rm -rf .local
+
+##@ Check it
+
+.PHONY: test
+test: check test-unit test-chain test-manifests ## Run every test that needs nothing but this machine
+
+.PHONY: check
+check: ## Formatting and vet
+	@test -z "$$(gofmt -l functions shared infra)" || { echo "gofmt would change:"; gofmt -l functions shared infra; exit 1; }
+	go vet ./...
+	@for m in $(NESTED); do echo "go vet $$m"; (cd $$m && go vet ./...); done
+
+.PHONY: test-unit
+test-unit: ## Unit, contract, property and in-process chain tests, with the race detector
+	CGO_ENABLED=1 go test -race ./...
+
+.PHONY: test-chain
+test-chain: build ## The whole platform as real processes, with processes killed at random
+	cd infra/local && go test ./...
+
+.PHONY: test-manifests
+test-manifests: ## Manifests against Knative's own types, and the event graph
+	cd infra/lint && go test ./...
+
+.PHONY: fuzz
+fuzz: ## Fuzz every parser and encoder for FUZZTIME each
+	@for p in $$(go list ./...); do \
+	  for f in $$(go test -list '^Fuzz' $$p | grep '^Fuzz' || true); do \
+	    echo "$$p $$f"; go test -run '^$$' -fuzz "^$$f$$" -fuzztime $(or $(FUZZTIME),20s) $$p; done; done
+
+##@ Measure it
+
+.PHONY: bench
+bench: build ## Go benchmarks of the hot paths and one end-to-end report
+	go run ./infra/bench
+
