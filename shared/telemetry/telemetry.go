@@ -1,0 +1,158 @@
+// Package telemetry sets a process up to be observed: JSON logs, metrics for
+// Prometheus to scrape, and traces and metrics over OTLP when a collector is
+// configured.
+//
+// It uses OpenTelemetry's own SDK rather than knative.dev/pkg/observability: the
+// same signals with half the start-up work, no Kubernetes client libraries, and a
+// registry of its own. It defines no application metric; packages make theirs from
+// otel.Meter. Without OTEL_EXPORTER_OTLP_ENDPOINT nothing is sent anywhere and
+// spans are not recorded at all.
+package telemetry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"os"
+	"runtime/debug"
+	"strings"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"go.opentelemetry.io/otel"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/exporters/otlp/otlpmetric/otlpmetrichttp"
+	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracehttp"
+	promexporter "go.opentelemetry.io/otel/exporters/prometheus"
+	"go.opentelemetry.io/otel/metric"
+	"go.opentelemetry.io/otel/propagation"
+	sdkmetric "go.opentelemetry.io/otel/sdk/metric"
+	"go.opentelemetry.io/otel/sdk/resource"
+	sdktrace "go.opentelemetry.io/otel/sdk/trace"
+	"go.opentelemetry.io/otel/trace"
+)
+
+// Version is the build's version, stamped by the linker:
+//
+//	go build -ldflags "-X github.com/millrace-dev/millrace/shared/telemetry.Version=v1.2.3"
+var Version = ""
+
+// BuildVersion is Version, or what the Go toolchain knows of the build: the
+// revision it was made from, else "devel".
+func BuildVersion() string {
+	if Version != "" {
+		return Version
+	}
+	if info, ok := debug.ReadBuildInfo(); ok {
+		for _, s := range info.Settings {
+			if s.Key == "vcs.revision" && len(s.Value) >= 12 {
+				return s.Value[:12]
+			}
+		}
+	}
+	return "devel"
+}
+
+// Telemetry is a process's set-up. All fields are ready for use.
+type Telemetry struct {
+	Logger *slog.Logger
+	Meters metric.MeterProvider
+	// Traces is nil when no collector is configured.
+	Traces trace.TracerProvider
+
+	registry *prometheus.Registry
+	shutdown []func(context.Context) error
+}
+
+// Setup makes the telemetry of the service and installs it as the process-wide
+// default of slog and OpenTelemetry.
+//
+// It reads LOG_LEVEL (debug, info, warn or error; info by default) and, through the
+// exporters, OpenTelemetry's OTEL_* variables. A collector that cannot be reached is
+// no error; what cannot be sent is dropped.
+func Setup(ctx context.Context, service string) (*Telemetry, error) {
+	logger, err := newLogger(service)
+	if err != nil {
+		return nil, err
+	}
+	t := &Telemetry{Logger: logger, registry: prometheus.NewRegistry()}
+	t.registry.MustRegister(
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+		collectors.NewGoCollector(collectors.WithGoCollectorRuntimeMetrics()),
+	)
+	res := resource.NewSchemaless(
+		attribute.String("service.name", service),
+		attribute.String("service.version", BuildVersion()),
+	)
+	exporter, err := promexporter.New(
+		promexporter.WithRegisterer(t.registry),
+		promexporter.WithoutScopeInfo(),
+	)
+	if err != nil {
+		return nil, fmt.Errorf("making the Prometheus exporter: %w", err)
+	}
+	metrics := []sdkmetric.Option{sdkmetric.WithResource(res), sdkmetric.WithReader(exporter)}
+	if collector() {
+		sender, err := otlpmetrichttp.New(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("making the OTLP metric exporter: %w", err)
+		}
+		metrics = append(metrics, sdkmetric.WithReader(sdkmetric.NewPeriodicReader(sender)))
+
+		spans, err := otlptracehttp.New(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("making the OTLP trace exporter: %w", err)
+		}
+		traces := sdktrace.NewTracerProvider(sdktrace.WithResource(res), sdktrace.WithBatcher(spans))
+		t.Traces = traces
+		t.shutdown = append(t.shutdown, traces.Shutdown)
+		otel.SetTracerProvider(traces)
+		otel.SetTextMapPropagator(propagation.TraceContext{})
+	}
+	meters := sdkmetric.NewMeterProvider(metrics...)
+	t.Meters = meters
+	t.shutdown = append(t.shutdown, meters.Shutdown)
+
+	otel.SetMeterProvider(meters)
+	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) {
+		logger.Warn("telemetry", "error", err)
+	}))
+	slog.SetDefault(logger)
+	return t, nil
+}
+
+// MetricsHandler serves the metrics in Prometheus's text format.
+func (t *Telemetry) MetricsHandler() http.Handler {
+	return promhttp.HandlerFor(t.registry, promhttp.HandlerOpts{})
+}
+
+// Shutdown sends what is still buffered and stops the exporters. It gives up when
+// ctx ends.
+func (t *Telemetry) Shutdown(ctx context.Context) error {
+	var errs []error
+	for _, f := range t.shutdown {
+		errs = append(errs, f(ctx))
+	}
+	t.shutdown = nil
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("flushing telemetry: %w", err)
+	}
+	return nil
+}
+
+// collector tells whether an OTLP endpoint is configured.
+func collector() bool { return os.Getenv("OTEL_EXPORTER_OTLP_ENDPOINT") != "" }
+
+func newLogger(service string) (*slog.Logger, error) {
+	var level slog.Level
+	if text := strings.TrimSpace(os.Getenv("LOG_LEVEL")); text != "" {
+		if err := level.UnmarshalText([]byte(text)); err != nil {
+			return nil, fmt.Errorf("LOG_LEVEL=%q: must be debug, info, warn or error", text)
+		}
+	}
+	h := slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{Level: level})
+	return slog.New(h).With("service", service), nil
+}
