@@ -1,0 +1,104 @@
+// Package embedkafka runs a Kafka broker inside a Go program, on one port of the
+// loopback interface, with its log on disk.
+//
+// It is kfake with the settings that make it fit for more than a test: what was
+// acknowledged survives the death of the process, and the log cannot fill the
+// disk. It is one broker without replication, for a laptop and for tests; it
+// does not survive the loss of power, since writes are not synced, as with Kafka's
+// own defaults.
+package embedkafka
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"strconv"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kfake"
+)
+
+// Config says where the broker listens and what it may keep.
+type Config struct {
+	Port    int
+	DataDir string // made when missing
+	// PartitionBytes bounds each partition's log: the oldest batches go first.
+	// At least MinPartitionBytes.
+	PartitionBytes int64
+}
+
+// MinPartitionBytes is the least a partition may be bounded to. A partition's
+// log must never become empty: kfake learns a partition's next offset from its
+// last batch, and after a crash an empty one would start at offset 0 again.
+const MinPartitionBytes = 4 * maxBatchBytes
+
+const (
+	// maxBatchBytes is the largest batch the broker takes. An event of 1 MiB, the
+	// largest that Knative promises to carry, needs room for its attributes.
+	maxBatchBytes = 2 << 20
+	// retentionEvery bounds how far a log may outgrow its limit.
+	retentionEvery = 2 * time.Second
+)
+
+// Run serves until ctx ends, then writes its state and returns.
+func Run(ctx context.Context, cfg Config) error {
+	if cfg.PartitionBytes < MinPartitionBytes {
+		return fmt.Errorf("a partition's log must be allowed at least %d bytes, not %d", MinPartitionBytes, cfg.PartitionBytes)
+	}
+	if err := os.MkdirAll(cfg.DataDir, 0o755); err != nil {
+		return fmt.Errorf("making the data folder: %w", err)
+	}
+	cluster, err := kfake.NewCluster(
+		kfake.NumBrokers(1),
+		kfake.Ports(cfg.Port),
+		kfake.ClusterID("millrace-local"),
+		kfake.DataDir(cfg.DataDir),
+		// A member that was killed is noticed after its session ends; clients
+		// choose the time, this only allows them a short one.
+		kfake.GroupMinSessionTimeout(time.Second),
+		kfake.BrokerConfigs(map[string]string{
+			"message.max.bytes": strconv.Itoa(maxBatchBytes),
+			// By size alone, never by age: see MinPartitionBytes.
+			"log.retention.ms":    "-1",
+			"log.retention.bytes": strconv.FormatInt(cfg.PartitionBytes, 10),
+			// Space is given back a segment at a time.
+			"log.segment.bytes": strconv.FormatInt(max(cfg.PartitionBytes/4, maxBatchBytes), 10),
+		}),
+		kfake.WithLogger(kfake.BasicLogger(os.Stderr, kfake.LogLevelWarn)),
+	)
+	if err != nil {
+		var op *net.OpError
+		if errors.As(err, &op) {
+			return fmt.Errorf("listening on port %d: %w", cfg.Port, err)
+		}
+		return fmt.Errorf("opening the log in %s: %w", cfg.DataDir, err)
+	}
+	defer cluster.Close()
+	// Producers' sequence numbers are written on a clean stop only. Read once,
+	// they are out of date: after a crash they would refuse producers that have
+	// gone on since.
+	if err := os.Remove(filepath.Join(cfg.DataDir, "seq_windows.json")); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("removing old sequence numbers: %w", err)
+	}
+	// Opening the log read all of it; hand the memory back.
+	debug.FreeOSMemory()
+	fmt.Printf("kafka listens on 127.0.0.1:%d, log in %s\n", cfg.Port, cfg.DataDir)
+
+	// kfake's own ticker does not start again with the broker, so retention is
+	// applied from here.
+	tick := time.NewTicker(retentionEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+			cluster.ApplyRetention()
+		}
+	}
+}

@@ -1,0 +1,84 @@
+package supervise
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// note identifies a process that a supervisor started. The process id alone does
+// not: ids are used again.
+type note struct {
+	PID   int    `json:"pid"`
+	Start string `json:"start"` // the system's text for the start of the process
+	Exe   string `json:"exe"`
+}
+
+func (s *Supervisor) remember(name string, pid int) {
+	id, err := identify(pid)
+	if err != nil {
+		return // it is gone already
+	}
+	b, err := json.Marshal(note{PID: pid, Start: id.start, Exe: id.exe})
+	if err != nil {
+		return
+	}
+	// Without the note only the takeover by a later supervisor is lost.
+	_ = os.WriteFile(filepath.Join(s.runDir, name+".json"), b, 0o644)
+}
+
+func (s *Supervisor) forget(name string) {
+	_ = os.Remove(filepath.Join(s.runDir, name+".json"))
+}
+
+// Reap ends what an earlier supervisor with the same runDir left running, and
+// returns the names of the children it ended. The caller must know that the
+// earlier supervisor is gone. A process is only killed when its start time and
+// its program are those that were noted.
+func Reap(runDir string) ([]string, error) {
+	files, err := filepath.Glob(filepath.Join(runDir, "*.json"))
+	if err != nil {
+		return nil, err
+	}
+	var ended []string
+	for _, file := range files {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			return ended, fmt.Errorf("reading the note of a running process: %w", err)
+		}
+		var n note
+		if json.Unmarshal(b, &n) == nil && n.PID > 1 {
+			if killed, err := n.kill(); err != nil {
+				return ended, err
+			} else if killed {
+				ended = append(ended, strings.TrimSuffix(filepath.Base(file), ".json"))
+			}
+		}
+		_ = os.Remove(file)
+	}
+	return ended, nil
+}
+
+func (n note) alive() bool {
+	id, err := identify(n.PID)
+	return err == nil && id.start == n.Start && id.exe == n.Exe
+}
+
+func (n note) kill() (bool, error) {
+	if !n.alive() {
+		return false, nil
+	}
+	_ = syscall.Kill(-n.PID, syscall.SIGKILL)
+	_ = syscall.Kill(n.PID, syscall.SIGKILL)
+	for deadline := time.Now().Add(5 * time.Second); n.alive(); {
+		if time.Now().After(deadline) {
+			return false, fmt.Errorf("process %d (%s), left by an earlier run, cannot be ended", n.PID, n.Exe)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	return true, nil
+}
