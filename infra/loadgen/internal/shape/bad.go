@@ -9,8 +9,13 @@ import (
 // Kind is a way in which a message is bad. Good is none of them.
 type Kind uint8
 
-// Good marks a message that a validator has to accept.
-const Good Kind = 0
+const (
+	// Good marks a message that a validator has to accept.
+	Good Kind = iota
+	// NegativePrice and ZeroPrice are the kinds that recorded streams have, too.
+	NegativePrice
+	ZeroPrice
+)
 
 // draft is a message that is being spoilt.
 type draft struct {
@@ -50,13 +55,16 @@ var kinds = [...]struct {
 			return []byte("upstream connect error or disconnect/reset before headers")
 		}
 	}},
-	{"empty_body", "the message has no bytes", func(d *draft, _ *rand.PCG) {
+	{"empty_body", "the message has no bytes (not in CDC formats)", func(d *draft, _ *rand.PCG) {
 		d.body = func([]byte, *rand.PCG) []byte { return nil }
 	}},
 }
 
 // Kinds counts the bad kinds; they are 1 to Kinds.
 const Kinds = len(kinds)
+
+// emptyBody is the last kind; in a topic of changes it means something else.
+const emptyBody = Kind(Kinds)
 
 func (k Kind) String() string {
 	if k == Good {
@@ -68,15 +76,20 @@ func (k Kind) String() string {
 // About says in a line what is wrong with messages of the kind.
 func (k Kind) About() string { return kinds[k-1].about }
 
-// ParseKinds reads a comma-separated list of bad kinds; "all" is every kind.
-func ParseKinds(list string) ([]Kind, error) {
+// ParseKinds reads a comma-separated list of kinds that are bad in the format;
+// "all" is every one.
+func ParseKinds(list string, format Format) ([]Kind, error) {
 	var found []Kind
 	for name := range strings.SplitSeq(list, ",") {
 		name = strings.TrimSpace(name)
 		before := len(found)
 		for k := Kind(1); int(k) <= Kinds; k++ {
-			if name == "all" || name == k.String() {
+			tombstone := k == emptyBody && format != Connect
+			if name == "all" && !tombstone || name == k.String() {
 				found = append(found, k)
+			}
+			if name == k.String() && tombstone {
+				return nil, fmt.Errorf("bad kind %s is a tombstone in format %s, which is not bad", name, format)
 			}
 		}
 		if len(found) == before {
@@ -123,7 +136,7 @@ func (e *Encoder) AppendBad(dst []byte, c *Change, k Kind, r *rand.PCG) []byte {
 			dst = append(dst, `{"before":null,"after":`...)
 			dst = d.appendRow(dst)
 			// The spoilt row is an insert, whatever the change was.
-			dst = appendEnvelopeEnd(dst, &Change{Op: 'c', After: c.row(), Position: c.Position})
+			dst = appendEnvelopeEnd(dst, &Change{Op: 'c', After: c.Row(), Position: c.Position})
 		} else {
 			dst = append(d.appendRow(dst), '}')
 		}
@@ -136,7 +149,7 @@ func (e *Encoder) AppendBad(dst []byte, c *Change, k Kind, r *rand.PCG) []byte {
 
 // draft takes a good row apart.
 func (e *Encoder) draft(c *Change) *draft {
-	ev := c.row()
+	ev := c.Row()
 	d := &draft{}
 	product := make([]byte, 0, 256)
 	// The product's members come as one text; they are told apart by their names

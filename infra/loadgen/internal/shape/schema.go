@@ -117,7 +117,7 @@ func appendEnvelopeEnd(dst []byte, c *Change) []byte {
 		decodeMs   = 250 // from the commit to the message
 	)
 	lsn := firstLSN + c.Position*bytesAPart
-	ms := c.row().Time * 1000
+	ms := c.Row().Time * 1000
 	dst = append(dst, `,"source":{"version":"`+debeziumVersion+`","connector":"postgresql","name":"`+serverName+`","ts_ms":`...)
 	dst = strconv.AppendInt(dst, ms, 10)
 	dst = append(dst, `,"snapshot":"false","db":"cdc","sequence":"[\"`...)
@@ -141,6 +141,6 @@ func (e *Encoder) AppendRowKey(dst []byte, c *Change) []byte {
 	dst = append(dst, `{"schema":{"type":"struct","fields":[`...)
 	dst = append(dst, timeSchema(e.text)...)
 	dst = append(dst, `],"optional":false,"name":"`+tableName+`.Key"},"payload":{"event_time":`...)
-	dst = append(dst, e.timeText(c.row().Time)...)
+	dst = append(dst, e.timeText(c.Row().Time)...)
 	return append(dst, '}', '}')
 }

@@ -117,8 +117,8 @@ type Change struct {
 	Position uint64
 }
 
-// row is the event that the change is about.
-func (c *Change) row() *shop.Event {
+// Row is the event that the change is about.
+func (c *Change) Row() *shop.Event {
 	if c.After != nil {
 		return c.After
 	}
@@ -152,7 +152,7 @@ func (e *Encoder) Append(dst []byte, c *Change) []byte {
 	if e.format == CDCFull {
 		return e.appendEnvelope(dst, c)
 	}
-	dst = e.appendRow(dst, c.row())
+	dst = e.appendRow(dst, c.Row())
 	return append(dst, '}')
 }
 

@@ -189,7 +189,7 @@ func TestChanges_areConsistent(t *testing.T) {
 				t.Fatalf("position %d, want %d", c.Position, position)
 			}
 			position++
-			k := key{c.row().Session, c.row().Time}
+			k := key{c.Row().Session, c.Row().Time}
 			if c.Before != nil {
 				if price, ok := table[k]; !ok || price != c.Before.Product.Price {
 					t.Fatalf("op %c: before has price %v, the table %v (%t)", c.Op, c.Before.Product.Price, price, ok)
@@ -248,7 +248,7 @@ func TestAppendBad_kindOneIsTheReferences(t *testing.T) {
 
 func mustKind(t *testing.T, name string) Kind {
 	t.Helper()
-	kinds, err := ParseKinds(name)
+	kinds, err := ParseKinds(name, Connect)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -256,16 +256,22 @@ func mustKind(t *testing.T, name string) Kind {
 }
 
 func TestParseKinds(t *testing.T) {
-	all, err := ParseKinds("all")
+	all, err := ParseKinds("all", Connect)
 	if err != nil || len(all) != Kinds {
 		t.Errorf("all: %v, %v", all, err)
 	}
-	two, err := ParseKinds("price_zero, price_negative")
+	two, err := ParseKinds("price_zero, price_negative", CDCFlat)
 	if diff := cmp.Diff([]Kind{2, 1}, two); diff != "" || err != nil {
 		t.Errorf("two kinds: %v (-want +got):\n%s", err, diff)
 	}
-	if _, err := ParseKinds("price_zero,nonsense"); err == nil || !strings.Contains(err.Error(), `"nonsense"`) {
+	if _, err := ParseKinds("price_zero,nonsense", Connect); err == nil || !strings.Contains(err.Error(), `"nonsense"`) {
 		t.Errorf("error %v does not name what is wrong", err)
+	}
+	if cdc, err := ParseKinds("all", CDCFull); err != nil || len(cdc) != Kinds-1 {
+		t.Errorf("all of CDC: %v, %v", cdc, err)
+	}
+	if _, err := ParseKinds("empty_body", CDCFull); err == nil {
+		t.Error("an empty body is bad in CDC, want an error")
 	}
 }
 
