@@ -277,7 +277,7 @@ func (p *parser) keep() []Attr {
 
 // memberData gives the bytes that the JSON text of member data stands for.
 func memberData(contentType string, raw []byte) ([]byte, error) {
-	if contentType == "" || IsJSON(contentType) {
+	if holdsJSON(contentType) {
 		return raw, nil
 	}
 	if raw[0] != '"' {
@@ -341,6 +341,10 @@ func IsJSON(contentType string) bool {
 	return strings.HasSuffix(media, "/json") || strings.HasSuffix(media, "+json")
 }
 
+// holdsJSON tells whether member data is the data itself: in the JSON format an
+// absent datacontenttype stands for JSON.
+func holdsJSON(contentType string) bool { return contentType == "" || IsJSON(contentType) }
+
 // AppendJSON appends the event in the JSON event format. The attribute names must
 // be valid (see Validate); a value that is not UTF-8 has its wrong bytes replaced.
 //
@@ -361,7 +365,7 @@ func AppendJSON(dst []byte, m *Message) []byte {
 		if len(m.Attrs) > 0 {
 			dst = append(dst, ',')
 		}
-		if ct := m.Get("datacontenttype"); (ct == "" || IsJSON(ct)) && ridesAsJSON(m.Data) {
+		if holdsJSON(m.Get("datacontenttype")) && ridesAsJSON(m.Data) {
 			dst = append(dst, `"data":`...)
 			dst = append(dst, m.Data...)
 		} else {
