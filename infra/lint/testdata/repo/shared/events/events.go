@@ -1,0 +1,6 @@
+package events
+
+const (
+	Name     = "dev.millrace.name.v1"
+	Greeting = "dev.millrace.greeting.v1"
+)
