@@ -170,6 +170,9 @@ func (o *output) target(ctx context.Context, source string, first uint64, stdout
 	if topic == "" {
 		topic = format.Topic()
 	}
+	if err := target.CheckCompression(o.compression); err != nil {
+		return nil, "", fmt.Errorf("-compression: %w", err)
+	}
 	brokers, options, err := o.kafka()
 	if err != nil {
 		return nil, "", err

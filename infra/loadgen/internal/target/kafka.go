@@ -52,17 +52,24 @@ var codecs = map[string]kgo.CompressionCodec{
 	"lz4": kgo.Lz4Compression(), "zstd": kgo.ZstdCompression(),
 }
 
+// CheckCompression refuses what is no compression.
+func CheckCompression(name string) error {
+	if _, ok := codecs[name]; !ok {
+		return fmt.Errorf("compression %q is none of none, gzip, snappy, lz4, zstd", name)
+	}
+	return nil
+}
+
 // NewKafka makes the producer. It does not connect: brokers that are away are
 // waited for by the records.
 func NewKafka(cfg KafkaConfig) (*Kafka, error) {
-	codec, ok := codecs[cfg.Compression]
-	if !ok {
-		return nil, fmt.Errorf("compression %q is none of none, gzip, snappy, lz4, zstd", cfg.Compression)
+	if err := CheckCompression(cfg.Compression); err != nil {
+		return nil, err
 	}
 	client, err := kgo.NewClient(append(cfg.Options,
 		kgo.DefaultProduceTopic(cfg.Topic),
 		kgo.RequiredAcks(kgo.AllISRAcks()),
-		kgo.ProducerBatchCompression(codec),
+		kgo.ProducerBatchCompression(codecs[cfg.Compression]),
 		// One more than the ledger lets through, so that producing never blocks.
 		kgo.MaxBufferedRecords(underWay+1),
 		kgo.ProducerLinger(5*time.Millisecond),
