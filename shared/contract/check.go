@@ -483,8 +483,8 @@ func (st *state) judgeInt(f *Field, v jsonscan.Value, deleted bool) string {
 	return ""
 }
 
-// outside says whether a number breaks the limits, which are exact as doubles and
-// within 2^53 for integers, so that a rounded integer stays on its side of them.
+// outside says whether a number breaks the limits. Those of integers are below 2^53,
+// where doubles are exact, so that a larger integer stays on its side when rounded.
 func (f *Field) outside(x float64) bool {
 	return f.Min != nil && x < *f.Min || f.Max != nil && x > *f.Max || f.ExclusiveMin != nil && x <= *f.ExclusiveMin
 }

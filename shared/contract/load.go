@@ -10,6 +10,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"reflect"
 	"regexp"
 	"slices"
 	"strconv"
@@ -162,8 +163,8 @@ func join(streams map[string]*Stream, door, name string, c *Contract) error {
 	first := s.contracts[0]
 	switch {
 	case c.Discriminator == "" || first.Discriminator == "":
-		return fmt.Errorf("%s: %s is described by %s already: give both a discriminator, "+
-			"or name the file %s.yaml to replace that contract", c.file, what, first.file, first.Name)
+		return fmt.Errorf("%s: %s is described by %s too: give both a discriminator; "+
+			"a file that is to replace an embedded contract must have its name", c.file, what, first.file)
 	case c.Discriminator != first.Discriminator:
 		return fmt.Errorf("%s: %s: the discriminator is %s, but %s in %s", c.file, what, c.Discriminator, first.Discriminator, first.file)
 	case c.Kind != first.Kind:
@@ -231,16 +232,17 @@ func (k *checker) node(path string) ast.Node {
 
 // typed complains about a scalar that YAML does not read as what is wanted: the
 // decoder would turn 12 into "12" and 1.5 into 1.
-func (k *checker) typed(path, what, want string, types ...ast.NodeType) {
+func (k *checker) typed(path, what, want string, types ...ast.NodeType) bool {
 	n := k.node(path)
 	if n == nil || slices.Contains(types, n.Type()) {
-		return
+		return true
 	}
 	k.at(path, "%s should be %s, not %s", what, want, n.String())
+	return false
 }
 
-func (k *checker) text(path, what string) {
-	k.typed(path, what, "text", ast.StringType, ast.LiteralType)
+func (k *checker) text(path, what string) bool {
+	return k.typed(path, what, "text", ast.StringType, ast.LiteralType)
 }
 
 func (k *checker) count(path, what string) { k.typed(path, what, "a whole number", ast.IntegerType) }
@@ -277,12 +279,36 @@ func yamlError(label string, err error) error {
 	tok, message := y.GetToken(), y.GetMessage()
 	var wrongType *yaml.TypeError
 	if errors.As(err, &wrongType) && wrongType.DstType != nil {
-		message = fmt.Sprintf("%q is not a %s", tok.Value, wrongType.DstType)
+		message = written(tok.Value) + " is not " + wanted(wrongType.DstType.Kind())
 		if colon := tok.Prev; colon != nil && colon.Value == ":" && colon.Prev != nil {
 			message = colon.Prev.Value + ": " + message
 		}
 	}
 	return fmt.Errorf("%s:%d:%d: %s", label, tok.Position.Line, tok.Position.Column, message)
+}
+
+// written is a token as the author of the file sees it.
+func written(token string) string {
+	switch token {
+	case "[", "-":
+		return "a list"
+	case "{", ":":
+		return "a mapping"
+	}
+	return strconv.Quote(token)
+}
+
+// wanted is what the decoder's target is called in YAML.
+func wanted(kind reflect.Kind) string {
+	switch kind {
+	case reflect.Bool:
+		return "true or false"
+	case reflect.Int, reflect.Float64:
+		return "a number"
+	case reflect.String:
+		return "text"
+	}
+	return "a " + kind.String()
 }
 
 var (
@@ -294,8 +320,8 @@ var (
 const maxFields = 1000
 
 func (k *checker) contract(c *Contract, fileName string) {
-	k.text("$.name", "name")
 	switch {
+	case !k.text("$.name", "name"):
 	case c.Name == "":
 		k.at("$.name", "name is missing")
 	case !nameRule.MatchString(c.Name):
@@ -509,8 +535,8 @@ func (k *checker) numbers(f *Field, complain func(rule, format string, args ...a
 		case limit == nil:
 		case math.IsNaN(*limit) || math.IsInf(*limit, 0):
 			complain(rule, "is not a finite number")
-		case f.Type == Int64 && (*limit != math.Trunc(*limit) || math.Abs(*limit) > 1<<53):
-			complain(rule, "%s of an int64 is not a whole number within 2^53", decimal(*limit))
+		case f.Type == Int64 && (*limit != math.Trunc(*limit) || math.Abs(*limit) >= 1<<53):
+			complain(rule, "%s of an int64 is not a whole number below 2^53", decimal(*limit))
 		}
 	}
 	if f.Min != nil && f.ExclusiveMin != nil {
