@@ -75,7 +75,7 @@ func ParseKey(text string) (Key, error) {
 		return bad("has no valid offset")
 	}
 	k := Key{Topic: parts[0], Partition: int32(partition), Hour: hour, Offset: offset}
-	if parts[0] == "" || k.String() != text {
+	if parts[0] == "" || partition < 0 || offset < 0 || k.String() != text {
 		return bad("is not in its canonical form")
 	}
 	return k, nil

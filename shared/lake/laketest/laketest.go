@@ -1,0 +1,144 @@
+// Package laketest gives tests a real S3 server: the one that the local runner
+// embeds, as a process of its own over a temporary folder, or any other.
+//
+// The runner is a module of its own with heavy dependencies, so its server is built
+// and started rather than imported.
+package laketest
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/millrace-dev/millrace/shared/lake"
+)
+
+// Endpoint is the environment variable that names another store to test against,
+// as a URL; S3_ACCESS_KEY and S3_SECRET_KEY are its keys. What the tests write
+// there is in buckets of random names and stays.
+const Endpoint = "TEST_S3_ENDPOINT"
+
+// Start gives a store that is up, until the test ends.
+func Start(t testing.TB) lake.Config {
+	t.Helper()
+	if url := os.Getenv(Endpoint); url != "" {
+		return lake.Config{
+			Endpoint: url, Region: "us-east-1",
+			AccessKey: os.Getenv("S3_ACCESS_KEY"), SecretKey: os.Getenv("S3_SECRET_KEY"),
+		}
+	}
+	s := NewServer(t)
+	s.Start()
+	return s.Config
+}
+
+// Server is a store that a test can stop and start again; its folder stays.
+type Server struct {
+	Config lake.Config
+
+	t    testing.TB
+	dir  string
+	port int
+	cmd  *exec.Cmd
+}
+
+// NewServer gives a store that is not up yet.
+func NewServer(t testing.TB) *Server {
+	t.Helper()
+	port := freePort(t)
+	return &Server{
+		t: t, dir: t.TempDir(), port: port,
+		Config: lake.Config{
+			Endpoint: fmt.Sprintf("http://127.0.0.1:%d", port), Region: "us-east-1",
+			AccessKey: "test-access", SecretKey: "test-secret",
+		},
+	}
+}
+
+// Start returns when the server answers.
+func (s *Server) Start() {
+	s.t.Helper()
+	program, err := build()
+	if err != nil {
+		s.t.Fatalf("building the S3 server: %v", err)
+	}
+	var output strings.Builder
+	s.cmd = exec.Command(program, "s3", "--port", strconv.Itoa(s.port), "--data", s.dir)
+	s.cmd.Env = append(os.Environ(), "S3_ACCESS_KEY="+s.Config.AccessKey, "S3_SECRET_KEY="+s.Config.SecretKey)
+	s.cmd.Stdout, s.cmd.Stderr = &output, &output
+	if err := s.cmd.Start(); err != nil {
+		s.t.Fatalf("starting the S3 server: %v", err)
+	}
+	exited := make(chan struct{})
+	cmd := s.cmd
+	go func() { _ = cmd.Wait(); close(exited) }()
+	s.t.Cleanup(func() { _ = cmd.Process.Kill(); <-exited })
+
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	for tick := time.NewTicker(10 * time.Millisecond); ; {
+		if res, err := http.Get(s.Config.Endpoint + "/healthz"); err == nil {
+			res.Body.Close()
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-exited:
+			s.t.Fatalf("the S3 server ended:\n%s", output.String())
+		case <-ctx.Done():
+			s.t.Fatal("the S3 server does not answer")
+		}
+	}
+}
+
+// Kill ends the server as SIGKILL does.
+func (s *Server) Kill() {
+	s.t.Helper()
+	if err := s.cmd.Process.Kill(); err != nil {
+		s.t.Fatalf("killing the S3 server: %v", err)
+	}
+	for { // until the port is free
+		if c, err := net.Dial("tcp", strings.TrimPrefix(s.Config.Endpoint, "http://")); err != nil {
+			return
+		} else {
+			c.Close()
+		}
+	}
+}
+
+func freePort(t testing.TB) int {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatalf("looking for a free port: %v", err)
+	}
+	defer l.Close()
+	return l.Addr().(*net.TCPAddr).Port
+}
+
+// build makes the server's program once a test process.
+var build = sync.OnceValues(func() (string, error) {
+	_, here, _, _ := runtime.Caller(0)
+	module := filepath.Join(filepath.Dir(here), "..", "..", "..", "infra", "local")
+	dir, err := os.MkdirTemp("", "millrace-s3-")
+	if err != nil {
+		return "", err
+	}
+	program := filepath.Join(dir, "millrace")
+	cmd := exec.Command("go", "build", "-o", program, ".")
+	cmd.Dir = module
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("%w\n%s", err, out)
+	}
+	return program, nil
+})
