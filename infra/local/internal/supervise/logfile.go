@@ -3,6 +3,7 @@ package supervise
 import (
 	"bytes"
 	"fmt"
+	"io"
 	"os"
 	"strings"
 	"sync"
@@ -20,6 +21,9 @@ type logFile struct {
 	lines   []string // oldest first
 	partial []byte   // begun and not yet ended line
 }
+
+// OpenLog opens a bounded log for the supervising process itself.
+func OpenLog(path string) (io.WriteCloser, error) { return openLog(path, logBytes) }
 
 func openLog(path string, limit int64) (*logFile, error) {
 	l := &logFile{path: path, limit: limit}

@@ -1,0 +1,197 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/goccy/go-yaml"
+
+	"github.com/millrace-dev/millrace/shared/contract"
+	"github.com/millrace-dev/millrace/shared/eventing"
+)
+
+// service is what the runner needs of a function's Knative Service.
+type service struct {
+	namespace, name string
+	file            string
+	env             []variable
+}
+
+// variable is one of a container's environment: a value, or a key of a Secret.
+type variable struct {
+	name, value       string
+	secret, secretKey string
+}
+
+// platform is what the checkout describes.
+type platform struct {
+	services []service
+	graph    *eventing.Graph
+	// topics are all topics of the graph and their partitions.
+	topics map[string]int32
+}
+
+// loadPlatform reads the checkout. Its errors are for the user to read; they name
+// file, line and field.
+func loadPlatform(root string) (*platform, error) {
+	files, err := filepath.Glob(filepath.Join(root, "functions", "*", "service.yaml"))
+	if err != nil {
+		return nil, fmt.Errorf("looking for functions: %w", err)
+	}
+	triggers := filepath.Join(root, "triggers")
+	if _, err := os.Stat(triggers); len(files) == 0 || err != nil {
+		return nil, fmt.Errorf("%s has no functions/*/service.yaml or no triggers/. Run this in a checkout of the project, or name one with --root", root)
+	}
+	slices.Sort(files)
+	p := &platform{}
+	var errs []error
+	for _, file := range files {
+		s, err := loadService(file)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		p.services = append(p.services, s)
+	}
+	// The Services go with the graph so that references to them are checked.
+	if p.graph, err = eventing.Load(append(files, triggers)...); err != nil {
+		errs = append(errs, err)
+	}
+	if len(errs) > 0 {
+		return nil, fmt.Errorf("the manifests are wrong:\n%w", relativeTo(root, errors.Join(errs...)))
+	}
+	if p.topics, err = p.allTopics(filepath.Join(root, "infra", "kafka", "topics.yaml")); err != nil {
+		return nil, relativeTo(root, err)
+	}
+	return p, nil
+}
+
+// loadService reads what is run of a Knative Service: the first container's
+// environment. The rest has no meaning for a process; infra/lint checks it.
+func loadService(file string) (service, error) {
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return service{}, fmt.Errorf("reading manifest: %w", err)
+	}
+	var m struct {
+		Kind     string `yaml:"kind"`
+		Metadata struct {
+			Name      string `yaml:"name"`
+			Namespace string `yaml:"namespace"`
+		} `yaml:"metadata"`
+		Spec struct {
+			Template struct {
+				Spec struct {
+					Containers []struct {
+						Env []struct {
+							Name      string `yaml:"name"`
+							Value     string `yaml:"value"`
+							ValueFrom *struct {
+								SecretKeyRef *struct {
+									Name string `yaml:"name"`
+									Key  string `yaml:"key"`
+								} `yaml:"secretKeyRef"`
+							} `yaml:"valueFrom"`
+						} `yaml:"env"`
+					} `yaml:"containers"`
+				} `yaml:"spec"`
+			} `yaml:"template"`
+		} `yaml:"spec"`
+	}
+	if err := yaml.Unmarshal(b, &m); err != nil {
+		return service{}, fmt.Errorf("%s: %s", file, strings.TrimSpace(yaml.FormatError(err, false, true)))
+	}
+	s := service{namespace: or(m.Metadata.Namespace, "default"), name: m.Metadata.Name, file: file}
+	folder := filepath.Base(filepath.Dir(file))
+	switch {
+	case m.Kind != "Service":
+		return service{}, fmt.Errorf("%s: kind is %q, it has to be Service", file, m.Kind)
+	case s.name != folder:
+		return service{}, fmt.Errorf("%s: metadata.name is %q, it has to be that of the folder, %q", file, s.name, folder)
+	case len(m.Spec.Template.Spec.Containers) == 0:
+		return service{}, fmt.Errorf("%s: spec.template.spec.containers is empty", file)
+	}
+	for i, e := range m.Spec.Template.Spec.Containers[0].Env {
+		v := variable{name: e.Name, value: e.Value}
+		switch {
+		case e.Name == "":
+			return service{}, fmt.Errorf("%s: env[%d] has no name", file, i)
+		case e.ValueFrom == nil:
+		case e.ValueFrom.SecretKeyRef == nil:
+			return service{}, fmt.Errorf("%s: env %s: only a value or a secretKeyRef can be given to a local process", file, e.Name)
+		default:
+			v.secret, v.secretKey = e.ValueFrom.SecretKeyRef.Name, e.ValueFrom.SecretKeyRef.Key
+		}
+		s.env = append(s.env, v)
+	}
+	return s, nil
+}
+
+// allTopics are the topics that the graph reads and writes. The partitions of
+// those that producers own are in file.
+func (p *platform) allTopics(file string) (map[string]int32, error) {
+	b, err := os.ReadFile(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		b, err = []byte("{}"), nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading the list of topics: %w", err)
+	}
+	var list struct {
+		Topics []struct {
+			Name       string `yaml:"name"`
+			Partitions int32  `yaml:"partitions"`
+		} `yaml:"topics"`
+		DefaultPartitions int32 `yaml:"defaultPartitions"`
+	}
+	if err := yaml.UnmarshalWithOptions(b, &list, yaml.Strict()); err != nil {
+		return nil, fmt.Errorf("%s: %s", file, strings.TrimSpace(yaml.FormatError(err, false, true)))
+	}
+	known := map[string]int32{}
+	for _, t := range list.Topics {
+		if t.Name == "" || t.Partitions < 1 {
+			return nil, fmt.Errorf("%s: topic %q needs a name and at least one partition", file, t.Name)
+		}
+		known[t.Name] = t.Partitions
+	}
+	topics := map[string]int32{}
+	for _, s := range p.graph.KafkaSources {
+		for _, t := range s.Topics {
+			n := known[t]
+			if n == 0 {
+				n = max(1, list.DefaultPartitions)
+			}
+			topics[t] = n
+		}
+	}
+	const usual = 12 // the engine's default
+	for t, n := range p.graph.Topics() {
+		if n == 0 {
+			n = usual
+		}
+		topics[t] = n
+	}
+	return topics, nil
+}
+
+// checkContracts reads the stream contracts as the functions will.
+func checkContracts() error {
+	dir := os.Getenv("CONTRACTS_DIR")
+	if _, err := contract.Open(dir); err != nil {
+		if dir == "" {
+			return fmt.Errorf("the built-in stream contracts are wrong: %w", err)
+		}
+		return fmt.Errorf("the stream contracts in %s (CONTRACTS_DIR) are wrong: %w", dir, err)
+	}
+	return nil
+}
+
+// relativeTo shortens the paths in an error to what the user would type.
+func relativeTo(root string, err error) error {
+	return errors.New(strings.ReplaceAll(err.Error(), root+string(filepath.Separator), ""))
+}

@@ -1,0 +1,339 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/millrace-dev/millrace/infra/local/internal/supervise"
+)
+
+const (
+	// startTimeout bounds the wait for each part at the start. A large log that was
+	// not closed cleanly takes the embedded Kafka a while to read.
+	startTimeout = 2 * time.Minute
+	// stopTimeout bounds a clean stop as a whole.
+	stopTimeout = time.Minute
+)
+
+// runUp is the command up.
+func runUp(ctx context.Context, args []string, stdout, stderr io.Writer) error {
+	opts, done, err := parseOptions(args, stdout, stderr)
+	if done || err != nil {
+		return err
+	}
+	p, err := loadPlatform(opts.root)
+	if err != nil {
+		return err
+	}
+	if err := checkContracts(); err != nil {
+		return err
+	}
+	names := make([]string, len(p.services))
+	for i, s := range p.services {
+		names[i] = s.name
+	}
+	ports, err := opts.assignPorts(names)
+	if err != nil {
+		return err
+	}
+	state, err := openState(opts.state)
+	if err != nil {
+		return err
+	}
+	defer state.Close()
+	w := newParts(opts, state, p, ports)
+	if err := w.checkPrograms(); err != nil {
+		return err
+	}
+	ended, err := supervise.Reap(state.join("run"))
+	if err != nil {
+		return err
+	}
+	for _, part := range w.listening() {
+		if err := checkPort(part, ports[part]); err != nil {
+			return err
+		}
+	}
+	r, err := newRunner(w, stdout)
+	if err != nil {
+		return err
+	}
+	defer r.close()
+	if len(ended) > 0 {
+		r.collector.event("runner", "ended what an earlier run had left: "+strings.Join(ended, ", "), false)
+	}
+	return r.run(ctx)
+}
+
+// runner is one run of the platform.
+type runner struct {
+	*parts
+	sup       *supervise.Supervisor
+	collector *collector
+	engine    *engine
+	client    *kgo.Client // of Kafka
+	out       *display
+	log       io.Closer
+
+	ingress                               net.Listener
+	producer, kafkaChild, s3Child         *supervise.Child
+	functions                             []*supervise.Child
+	stopEngine, stopIngress, stopDisplays func()
+}
+
+func newRunner(w *parts, stdout io.Writer) (*runner, error) {
+	opts, err := w.kafka.Options()
+	if err != nil {
+		return nil, err
+	}
+	client, err := kgo.NewClient(append(opts,
+		// Kafka restarts in moments here; the usual patience would show as a stall.
+		kgo.RetryBackoffFn(func(n int) time.Duration { return min(50*time.Millisecond<<min(n, 5), time.Second) }),
+		kgo.RetryTimeout(10*time.Second), kgo.DialTimeout(3*time.Second))...)
+	if err != nil {
+		return nil, fmt.Errorf("making a Kafka client: %w", err)
+	}
+	store, err := w.s3.Connect()
+	if err != nil {
+		client.Close()
+		return nil, err
+	}
+	file, err := supervise.OpenLog(w.state.join("log", "millrace.log"))
+	if err != nil {
+		client.Close()
+		return nil, err
+	}
+	r := &runner{parts: w, client: client, log: file, out: newDisplay(stdout, w.opts.plain)}
+	log := slog.New(slog.NewJSONHandler(file, &slog.HandlerOptions{Level: logLevel()}))
+	r.collector = &collector{
+		parts: w, kafka: client, store: store, self: os.Getpid(), started: time.Now(),
+		state: "starting", meters: map[string]*meter{}, failing: map[string]bool{},
+		onEvent: func(e LogEvent) {
+			level := slog.LevelInfo
+			if e.Bad {
+				level = slog.LevelWarn
+			}
+			log.Log(context.Background(), level, e.Text, "part", e.Part)
+			r.out.event(e)
+		},
+	}
+	r.sup = supervise.New(w.state.join("log"), w.state.join("run"), func(e supervise.Event) {
+		r.collector.event(e.Child, e.Text, e.Bad)
+	})
+	r.collector.sup = r.sup
+	r.engine = newEngine(w, log, r.collector.event)
+	r.collector.engine = r.engine.stats
+	return r, nil
+}
+
+func logLevel() slog.Level {
+	var level slog.Level
+	if level.UnmarshalText([]byte(os.Getenv("LOG_LEVEL"))) != nil {
+		return slog.LevelInfo
+	}
+	return level
+}
+
+// close releases what newRunner took.
+func (r *runner) close() {
+	r.client.Close()
+	r.log.Close()
+}
+
+// run starts everything, waits for ctx to end and stops everything.
+func (r *runner) run(ctx context.Context) error {
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	defer signal.Stop(signals)
+	go func() {
+		<-signals
+		if _, again := <-signals; again {
+			r.out.close()
+			r.sup.KillAll()
+			os.Exit(130)
+		}
+	}()
+
+	err := r.start(ctx)
+	if err == nil {
+		r.collector.setState("running")
+		r.out.running()
+		<-ctx.Done()
+	}
+	r.collector.setState("stopping")
+	r.out.stopping(err)
+	r.stop()
+	if err != nil && ctx.Err() == nil {
+		return err
+	}
+	r.out.summary(r.collector.latest())
+	return nil
+}
+
+// start brings the parts up in the order in which they need each other.
+func (r *runner) start(ctx context.Context) error {
+	began := time.Now()
+	l, err := net.Listen("tcp", local(r.ports["ingress"]))
+	if err != nil {
+		return checkPort("ingress", r.ports["ingress"])
+	}
+	r.ingress = l
+	stopServing := serveIngress(l, r.engine, r.collector.latest)
+	r.stopIngress = func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		defer cancel()
+		stopServing(ctx)
+	}
+	if err := os.WriteFile(r.state.join("endpoint"), []byte("http://"+l.Addr().String()+"\n"), 0o644); err != nil {
+		return fmt.Errorf("writing this run's address: %w", err)
+	}
+	collecting, stopCollecting := context.WithCancel(context.Background())
+	collected := make(chan struct{})
+	go func() { defer close(collected); r.collector.run(collecting, r.out.update) }()
+	r.stopDisplays = func() { stopCollecting(); <-collected }
+
+	if err := r.startStores(ctx); err != nil {
+		return err
+	}
+	if err := r.ensureTopics(ctx, r.client); err != nil {
+		return err
+	}
+	if err := r.startFunctions(ctx); err != nil {
+		return err
+	}
+	engineCtx, stopEngine := context.WithCancel(context.Background())
+	r.stopEngine = stopEngine
+	go r.engine.run(engineCtx)
+	wait, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	at := time.Now()
+	if err := r.engine.waitReady(wait); err != nil {
+		return err
+	}
+	r.out.progress("events", at, "http://"+local(r.ports["ingress"]))
+
+	if !r.opts.noLoad {
+		spec, err := r.producerSpec()
+		if err != nil {
+			return err
+		}
+		if r.producer, err = r.sup.Start(spec); err != nil {
+			return err
+		}
+	}
+	r.out.progress("all", began, "")
+	return nil
+}
+
+// startStores starts the embedded Kafka and S3, or checks those that the user named.
+func (r *runner) startStores(ctx context.Context) error {
+	at := time.Now()
+	if r.opts.kafka == nil {
+		spec, err := r.kafkaSpec(r.client)
+		if err != nil {
+			return err
+		}
+		if r.kafkaChild, err = r.sup.Start(spec); err != nil {
+			return err
+		}
+	}
+	if r.opts.s3 == nil {
+		spec, err := r.s3Spec()
+		if err != nil {
+			return err
+		}
+		if r.s3Child, err = r.sup.Start(spec); err != nil {
+			return err
+		}
+	}
+	if r.kafkaChild == nil {
+		if err := r.checkKafka(ctx, r.client); err != nil {
+			return err
+		}
+	} else if err := waitReady(ctx, r.kafkaChild); err != nil {
+		return err
+	}
+	r.out.progress("kafka", at, strings.Join(r.kafka.Brokers, ","))
+	if r.s3Child == nil {
+		if err := r.checkS3(ctx); err != nil {
+			return err
+		}
+	} else if err := waitReady(ctx, r.s3Child); err != nil {
+		return err
+	}
+	r.out.progress("s3", at, r.s3.Endpoint)
+	return nil
+}
+
+func (r *runner) startFunctions(ctx context.Context) error {
+	at := time.Now()
+	for _, s := range r.platform.services {
+		spec, err := r.functionSpec(s)
+		if err != nil {
+			return err
+		}
+		child, err := r.sup.Start(spec)
+		if err != nil {
+			return err
+		}
+		r.functions = append(r.functions, child)
+	}
+	for i, s := range r.platform.services {
+		if err := waitReady(ctx, r.functions[i]); err != nil {
+			return err
+		}
+		r.out.progress(s.name, at, "http://"+local(r.ports[s.name]))
+	}
+	return nil
+}
+
+func waitReady(ctx context.Context, c *supervise.Child) error {
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	return c.WaitReady(ctx)
+}
+
+// stop ends the parts, those that give work before those that do it: the producer,
+// the event graph, which settles what is in flight, the functions, the stores.
+func (r *runner) stop() {
+	ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
+	defer cancel()
+	stopAll(ctx, r.producer)
+	if r.stopEngine != nil {
+		r.stopEngine()
+		select {
+		case <-r.engine.done:
+		case <-ctx.Done():
+		}
+	}
+	stopAll(ctx, r.functions...)
+	if r.stopIngress != nil {
+		r.stopIngress()
+	}
+	if r.stopDisplays != nil {
+		r.stopDisplays()
+	}
+	stopAll(ctx, r.s3Child, r.kafkaChild)
+	r.out.close()
+}
+
+func stopAll(ctx context.Context, children ...*supervise.Child) {
+	var wg sync.WaitGroup
+	for _, c := range children {
+		if c != nil {
+			wg.Go(func() { c.Stop(ctx) })
+		}
+	}
+	wg.Wait()
+}
