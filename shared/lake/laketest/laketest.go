@@ -7,6 +7,7 @@ package laketest
 
 import (
 	"context"
+	"crypto/rand"
 	"fmt"
 	"net"
 	"net/http"
@@ -27,6 +28,10 @@ import (
 // as a URL; S3_ACCESS_KEY and S3_SECRET_KEY are its keys. What the tests write
 // there is in buckets of random names and stays.
 const Endpoint = "TEST_S3_ENDPOINT"
+
+// Program is the environment variable that names a local runner that is built
+// already, which saves each test process that needs one from linking it again.
+const Program = "TEST_S3_PROGRAM"
 
 // Start gives a store that is up, until the test ends.
 func Start(t testing.TB) lake.Config {
@@ -128,6 +133,9 @@ func freePort(t testing.TB) int {
 
 // build makes the server's program once a test process.
 var build = sync.OnceValues(func() (string, error) {
+	if program := os.Getenv(Program); program != "" {
+		return program, nil
+	}
 	_, here, _, _ := runtime.Caller(0)
 	module := filepath.Join(filepath.Dir(here), "..", "..", "..", "infra", "local")
 	dir, err := os.MkdirTemp("", "millrace-s3-")
@@ -142,3 +150,6 @@ var build = sync.OnceValues(func() (string, error) {
 	}
 	return program, nil
 })
+
+// Bucket gives a bucket name that no other test has.
+func Bucket() string { return "test-" + strings.ToLower(rand.Text()) }
