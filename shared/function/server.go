@@ -186,11 +186,12 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.cfg.DrainTimeout)
 	defer cancel()
 	err := server.Shutdown(limit)
+	unfinished := s.metrics.inFlight.Load()
 	s.abort()
 	if err != nil {
 		_ = server.Close()
 		return fmt.Errorf("draining for %s (DRAIN_TIMEOUT): %d events were not finished: %w",
-			s.cfg.DrainTimeout, s.metrics.inFlight.Load(), err)
+			s.cfg.DrainTimeout, unfinished, err)
 	}
 	s.logger.Info("drained", "seconds", time.Since(start).Seconds())
 	return nil
