@@ -45,7 +45,7 @@ type Config struct {
 	// InFlight bounds the requests in flight for a partition of an unordered Trigger
 	// or source. Default 16.
 	InFlight int
-	// BufferBytes bounds what is read ahead of a partition's deliveries. Default 4 MiB.
+	// BufferBytes bounds what is read ahead of a partition's deliveries. Default 1 MiB.
 	BufferBytes int
 	// Timeout bounds a request where the delivery has none. Default 10 minutes, as in
 	// Knative's data plane.
@@ -65,6 +65,8 @@ type Config struct {
 	// SessionTimeout is how long Kafka waits for a consumer that died before it gives
 	// its partitions away. Default 10 s.
 	SessionTimeout time.Duration
+	// Clock is what PingSources go by. Nil is the system's.
+	Clock Clock
 	// DrainTimeout is how long Run goes on with what is in flight when its context is
 	// done, and how long a rebalance waits for it. Default 10 s.
 	DrainTimeout time.Duration
@@ -80,6 +82,9 @@ func (c Config) withDefaults() (Config, error) {
 	if c.Logger == nil {
 		c.Logger = slog.Default()
 	}
+	if c.Clock == nil {
+		c.Clock = systemClock{}
+	}
 	if c.Replication == 0 {
 		c.Replication = -1
 	}
@@ -87,7 +92,7 @@ func (c Config) withDefaults() (Config, error) {
 	setDefault(&c.BatchEvents, 200)
 	setDefault(&c.BatchBytes, 1<<20)
 	setDefault(&c.InFlight, 16)
-	setDefault(&c.BufferBytes, 4<<20)
+	setDefault(&c.BufferBytes, 1<<20)
 	setDefault(&c.Timeout, 10*time.Minute)
 	setDefault(&c.MaxEventBytes, 1<<20)
 	setDefault(&c.MaxBatchBytes, 16<<20)

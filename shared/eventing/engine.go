@@ -2,29 +2,488 @@ package eventing
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"log/slog"
 	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/millrace-dev/millrace/shared/events"
+	"github.com/millrace-dev/millrace/shared/kafka"
 )
 
-// Engine executes a graph.
-type Engine struct{ config Config }
+// Engine executes a graph. Its methods are safe for concurrent use; Run may be
+// called once.
+type Engine struct {
+	config    Config
+	log       *slog.Logger
+	kafkaOpts []kgo.Opt
+	transport *http.Transport
 
-// New checks the configuration and makes an engine; nothing runs before Run.
+	topics    map[string]*topicOutlet
+	jobs      map[string]*jobOutlet
+	ingresses map[string]*ingress
+	consumers []*consumer
+	pingers   []*pinger
+	// order keeps Stats in the order of the manifests.
+	sources, triggers []*flow
+	lags              map[*flow]*consumer
+	inOrder           []*ingress
+
+	// producer is nil until Kafka has been reached.
+	producer       atomic.Pointer[kgo.Client]
+	produceContext context.Context
+	produceCancel  context.CancelFunc
+	ready          atomic.Bool
+	// limits are the largest batches that topics take.
+	limits sync.Map
+	// killed makes Run end as if the process had died. It is for tests.
+	killed chan struct{}
+}
+
+type sinkCounter struct {
+	n       atomic.Uint64
+	failure failure
+}
+
+// New checks the configuration against the graph and makes an engine; nothing runs
+// before Run, and Handler answers 503 until then.
 func New(c Config) (*Engine, error) {
 	c, err := c.withDefaults()
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("making the engine: %w", err)
 	}
-	return &Engine{config: c}, nil
+	opts, err := c.Kafka.Options()
+	if err != nil {
+		return nil, fmt.Errorf("making the engine: %w", err)
+	}
+	e := &Engine{
+		config: c, log: c.Logger, kafkaOpts: append(opts, c.KafkaOptions...), transport: newTransport(),
+		topics: map[string]*topicOutlet{}, jobs: map[string]*jobOutlet{}, ingresses: map[string]*ingress{},
+		lags: map[*flow]*consumer{}, killed: make(chan struct{}),
+	}
+	e.produceContext, e.produceCancel = context.WithCancel(context.Background())
+	if err := e.build(); err != nil {
+		return nil, fmt.Errorf("making the engine: %w", err)
+	}
+	return e, nil
 }
 
-// Run executes the graph until ctx is done, then drains and commits.
-func (e *Engine) Run(ctx context.Context) error {
-	<-ctx.Done()
+// build makes the parts of the engine from those of the graph.
+func (e *Engine) build() error {
+	g := e.config.Graph
+	for _, b := range g.Brokers {
+		to := Destination{Kind: ToBroker, Namespace: b.Namespace, Name: b.Name}
+		e.addTopic(to, b.Topic, false, b.Object)
+	}
+	for _, s := range g.KafkaSinks {
+		to := Destination{Kind: ToKafkaSink, Namespace: s.Namespace, Name: s.Name}
+		e.addTopic(to, s.Topic, s.Structured, s.Object)
+	}
+	for _, s := range g.JobSinks {
+		to := Destination{Kind: ToJobSink, Namespace: s.Namespace, Name: s.Name}
+		j := &jobOutlet{to: to, sink: s, start: e.config.Job}
+		e.jobs[to.String()] = j
+		e.addIngress(to, s.Object, j)
+	}
+	for _, s := range g.KafkaSources {
+		if err := e.addSource(s); err != nil {
+			return fmt.Errorf("%s: KafkaSource %s: %w", s.Position, s.Name, err)
+		}
+	}
+	for _, p := range g.PingSources {
+		if err := e.addPing(p); err != nil {
+			return fmt.Errorf("%s: PingSource %s: %w", p.Position, p.Name, err)
+		}
+	}
+	for _, t := range g.Triggers {
+		if err := e.addTrigger(t); err != nil {
+			return fmt.Errorf("%s: Trigger %s: %w", t.Position, t.Name, err)
+		}
+	}
 	return nil
 }
 
-// Handler is the ingress.
-func (e *Engine) Handler() http.Handler { return http.NotFoundHandler() }
+func (e *Engine) addTopic(to Destination, topic string, structured bool, o Object) {
+	t := &topicOutlet{engine: e, to: to, topic: topic, structured: structured}
+	e.topics[to.String()] = t
+	e.addIngress(to, o, t)
+}
 
-// Stats is a snapshot.
-func (e *Engine) Stats() Stats { return Stats{} }
+func (e *Engine) addIngress(to Destination, o Object, out outlet) {
+	in := &ingress{kind: string(to.Kind), object: o, outlet: out}
+	e.ingresses[ingressPath(to)] = in
+	e.inOrder = append(e.inOrder, in)
+}
+
+// outlet is the way to the destination.
+func (e *Engine) outlet(to Destination, spec *Delivery) (outlet, error) {
+	switch to.Kind {
+	case ToBroker, ToKafkaSink:
+		return e.topics[to.String()], nil
+	case ToJobSink:
+		return e.jobs[to.String()], nil
+	default:
+		h := &httpOutlet{to: to, addresses: Addresses{Service: e.config.Service}, timeout: e.config.Timeout, client: e.transport}
+		if spec != nil {
+			h.structured = spec.Structured
+			if spec.Timeout > 0 {
+				h.timeout = spec.Timeout
+			}
+		}
+		if _, err := h.url(); err != nil {
+			return nil, err
+		}
+		return h, nil
+	}
+}
+
+// route is the route of a source or Trigger; replies may be nil.
+func (e *Engine) route(kind string, o Object, to Destination, spec *Delivery, replies *topicOutlet, parallel int) (*route, error) {
+	main, err := e.outlet(to, spec)
+	if err != nil {
+		return nil, err
+	}
+	var dead outlet
+	if spec != nil && spec.DeadLetterSink != nil {
+		if dead, err = e.outlet(*spec.DeadLetterSink, nil); err != nil {
+			return nil, fmt.Errorf("dead-letter sink: %w", err)
+		}
+	}
+	f := &flow{kind: kind, object: o}
+	log := e.log.With("kind", kind, "namespace", o.Namespace, "name", o.Name)
+	return newRoute(f, log, main, spec, dead, replies, parallel), nil
+}
+
+func (e *Engine) addConsumer(r *route, group string, topics []string, ordered bool, to Destination, decode func(*events.Message, *kgo.Record) bool) {
+	c := &consumer{
+		config: &e.config, log: r.log, flow: r.flow, group: group, topics: topics, ordered: ordered,
+		batchEvents: e.config.BatchEvents, batchBytes: e.config.BatchBytes, decode: decode, deliver: r.deliver,
+	}
+	if to.Kind == ToBroker || to.Kind == ToKafkaSink {
+		// Kafka takes batches of its own size.
+		c.batchEvents = max(c.batchEvents, topicBatch)
+	}
+	e.consumers = append(e.consumers, c)
+	e.lags[r.flow] = c
+}
+
+// topicBatch is how many events are written to a topic before their acknowledgements
+// are waited for.
+const topicBatch = 1000
+
+func (e *Engine) parallel(ordered bool) int {
+	if ordered {
+		return 1
+	}
+	return e.config.InFlight
+}
+
+func (e *Engine) addSource(s *KafkaSource) error {
+	r, err := e.route("KafkaSource", s.Object, s.Sink, orKnative(s.Delivery), nil, e.parallel(s.Ordered))
+	if err != nil {
+		return err
+	}
+	e.sources = append(e.sources, r.flow)
+	e.addConsumer(r, s.Group, s.Topics, s.Ordered, s.Sink, newRecordDecoder(s).decode)
+	return nil
+}
+
+// orKnative is the delivery of a source that has none of its own.
+func orKnative(d *Delivery) *Delivery {
+	if d != nil {
+		return d
+	}
+	return &Delivery{Retry: 10, Exponential: true, Backoff: 200 * time.Millisecond}
+}
+
+func (e *Engine) addPing(p *PingSource) error {
+	schedule, err := cronParser.Parse(p.Schedule)
+	if err != nil {
+		return fmt.Errorf("parsing the schedule: %w", err)
+	}
+	r, err := e.route("PingSource", p.Object, p.Sink, orKnative(nil), nil, 1)
+	if err != nil {
+		return err
+	}
+	e.sources = append(e.sources, r.flow)
+	e.pingers = append(e.pingers, &pinger{source: p, schedule: schedule, clock: e.config.Clock, flow: r.flow, log: r.log, deliver: r.deliver})
+	return nil
+}
+
+func (e *Engine) addTrigger(t *Trigger) error {
+	b := e.config.Graph.broker(t.Namespace, t.Broker)
+	if b == nil {
+		return fmt.Errorf("there is no Broker %s/%s", t.Namespace, t.Broker)
+	}
+	broker := e.topics[Destination{Kind: ToBroker, Namespace: b.Namespace, Name: b.Name}.String()]
+	r, err := e.route("Trigger", t.Object, t.Subscriber, t.Delivery, broker, e.parallel(t.Ordered))
+	if err != nil {
+		return err
+	}
+	e.triggers = append(e.triggers, r.flow)
+	e.addConsumer(r, t.Group(), []string{b.Topic}, t.Ordered, t.Subscriber, func(m *events.Message, rec *kgo.Record) bool {
+		return kafka.Decode(m, rec) && t.Filter.Match(m)
+	})
+	return nil
+}
+
+// Run connects to Kafka, creates the topics that are missing, and executes the graph
+// until ctx is done. Then it begins nothing new, waits for what is in flight for at
+// most Config.DrainTimeout, commits, and returns nil. It returns an error when the
+// graph cannot be set up; while Kafka is away it waits.
+func (e *Engine) Run(ctx context.Context) error {
+	defer e.produceCancel()
+	producer, err := e.connect(ctx)
+	if err != nil || producer == nil {
+		return err
+	}
+	defer e.transport.CloseIdleConnections()
+	defer producer.Close()
+	defer e.ready.Store(false)
+	for i, c := range e.consumers {
+		if err := c.start(e.kafkaOpts); err != nil {
+			e.shut(context.WithoutCancel(ctx), e.consumers[:i])
+			return fmt.Errorf("starting: %w", err)
+		}
+	}
+	e.ready.Store(true)
+	hard, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	var pings sync.WaitGroup
+	for _, p := range e.pingers {
+		pings.Go(func() { p.run(scope{hard, ctx.Done()}) })
+	}
+	e.log.Info("eventing is running", "brokers", len(e.config.Graph.Brokers), "triggers", len(e.triggers), "sources", len(e.sources))
+	select {
+	case <-ctx.Done():
+	case <-e.killed:
+		cancel()
+		for _, c := range e.consumers {
+			c.abandon()
+		}
+		return nil
+	}
+	drain, stop := context.WithTimeout(hard, e.config.DrainTimeout)
+	defer stop()
+	context.AfterFunc(drain, cancel)
+	e.shut(drain, e.consumers)
+	pings.Wait()
+	if err := producer.Flush(drain); err != nil {
+		e.log.Warn("some events were not acknowledged by Kafka before the end", "error", err)
+	}
+	return nil
+}
+
+func (e *Engine) shut(ctx context.Context, cs []*consumer) {
+	var all sync.WaitGroup
+	for _, c := range cs {
+		all.Go(func() { c.shut(ctx) })
+	}
+	all.Wait()
+}
+
+// connect reaches Kafka and prepares it: the topics and where the groups begin. It
+// returns nil when ctx ends before.
+func (e *Engine) connect(ctx context.Context) (*kgo.Client, error) {
+	client, err := kgo.NewClient(append(e.kafkaOpts[:len(e.kafkaOpts):len(e.kafkaOpts)],
+		kgo.RequiredAcks(kgo.AllISRAcks()),
+		kgo.ProducerLinger(0),
+		kgo.ProducerBatchCompression(kgo.NoCompression()),
+		kgo.ProducerBatchMaxBytesFn(e.maxBytes),
+		kgo.MaxBufferedRecords(50_000),
+		kgo.MaxBufferedBytes(64<<20),
+	)...)
+	if err != nil {
+		return nil, fmt.Errorf("making the Kafka client: %w", err)
+	}
+	warned := false
+	for try := 1; ; try++ {
+		setup, cancel := context.WithTimeout(ctx, 10*time.Second)
+		err := e.prepare(setup, client)
+		cancel()
+		if err == nil {
+			e.producer.Store(client)
+			return client, nil
+		}
+		if ctx.Err() != nil {
+			client.Close()
+			return nil, nil
+		}
+		if !warned || try%20 == 0 {
+			e.log.Warn("Kafka is not ready, waiting for it", "brokers", e.config.Kafka.Brokers, "error", err)
+			warned = true
+		}
+		if (scope{ctx, nil}).wait(min(patience.delay(try, 0), 2*time.Second)) != nil {
+			client.Close()
+			return nil, nil
+		}
+	}
+}
+
+func (e *Engine) maxBytes(topic string) int32 {
+	if n, ok := e.limits.Load(topic); ok {
+		if n, ok := n.(int32); ok {
+			return n
+		}
+	}
+	return kafka.DefaultMaxBytes
+}
+
+func (e *Engine) prepare(ctx context.Context, client *kgo.Client) error {
+	if err := client.Ping(ctx); err != nil {
+		return fmt.Errorf("reaching Kafka: %w", err)
+	}
+	g := e.config.Graph
+	names := make([]string, 0, len(g.Brokers)+len(g.KafkaSinks))
+	ensure := func(topic string, partitions int32, replication int16) error {
+		if partitions == 0 {
+			partitions = e.config.Partitions
+		}
+		if replication == 0 {
+			replication = e.config.Replication
+		}
+		names = append(names, topic)
+		return kafka.EnsureTopics(ctx, client, map[string]int32{topic: partitions}, replication)
+	}
+	for _, b := range g.Brokers {
+		if err := ensure(b.Topic, b.Partitions, b.Replication); err != nil {
+			return err
+		}
+	}
+	for _, s := range g.KafkaSinks {
+		if err := ensure(s.Topic, s.Partitions, s.Replication); err != nil {
+			return err
+		}
+	}
+	limits, err := kafka.MaxBytes(ctx, client, names...)
+	if err != nil {
+		return err
+	}
+	for topic, n := range limits {
+		// The client counts a little less than the broker measures.
+		e.limits.Store(topic, max(512, n-1024))
+	}
+	for _, t := range g.Triggers {
+		if err := beginAtEnd(ctx, client, t.Group(), g.broker(t.Namespace, t.Broker).Topic); err != nil {
+			return fmt.Errorf("preparing Trigger %s: %w", t.Name, err)
+		}
+	}
+	for _, s := range g.KafkaSources {
+		if s.FromEarliest {
+			continue
+		}
+		if err := beginAtEnd(ctx, client, s.Group, s.Topics...); err != nil {
+			return fmt.Errorf("preparing KafkaSource %s: %w", s.Name, err)
+		}
+	}
+	return nil
+}
+
+// beginAtEnd commits the ends of the topics' partitions for a group that has no
+// offsets for them, as Knative's control plane does when it makes a Trigger. From
+// then on nothing is missed, also while nobody runs. A group with members is left
+// alone: it has begun already.
+func beginAtEnd(ctx context.Context, client *kgo.Client, group string, topics ...string) error {
+	admin := kadm.NewClient(client)
+	existing, err := admin.ListTopics(ctx, topics...)
+	if err != nil {
+		return fmt.Errorf("listing topics: %w", err)
+	}
+	var known []string
+	for _, topic := range topics {
+		// Records of a topic that is not there yet all come after now.
+		if existing.Has(topic) {
+			known = append(known, topic)
+		}
+	}
+	if len(known) == 0 {
+		return nil
+	}
+	committed, err := admin.FetchOffsetsForTopics(ctx, group, known...)
+	if err != nil {
+		return fmt.Errorf("fetching the offsets of group %s: %w", group, err)
+	}
+	missing := kadm.Offsets{}
+	ends, err := admin.ListEndOffsets(ctx, known...)
+	if err == nil {
+		err = ends.Error()
+	}
+	if err != nil {
+		return fmt.Errorf("listing end offsets: %w", err)
+	}
+	ends.Each(func(end kadm.ListedOffset) {
+		if at, ok := committed.Lookup(end.Topic, end.Partition); !ok || at.At < 0 {
+			missing.AddOffset(end.Topic, end.Partition, end.Offset, -1)
+		}
+	})
+	if len(missing) == 0 {
+		return nil
+	}
+	groups, err := admin.DescribeGroups(ctx, group)
+	if err != nil {
+		return fmt.Errorf("describing group %s: %w", group, err)
+	}
+	if len(groups[group].Members) > 0 {
+		return nil
+	}
+	if err := admin.CommitAllOffsets(ctx, group, missing); err != nil {
+		return fmt.Errorf("committing where group %s begins: %w", group, err)
+	}
+	return nil
+}
+
+// kill ends Run as if the process had died.
+func (e *Engine) kill() { close(e.killed) }
+
+// Ready returns nil once the graph is executed, and why not before.
+func (e *Engine) Ready(ctx context.Context) error {
+	client := e.producer.Load()
+	if !e.ready.Load() || client == nil {
+		return errors.New("the engine is starting or has ended")
+	}
+	if err := client.Ping(ctx); err != nil {
+		return fmt.Errorf("reaching Kafka: %w", err)
+	}
+	return nil
+}
+
+// Stats is a snapshot of what the engine has done.
+func (e *Engine) Stats() Stats {
+	s := Stats{Ready: e.ready.Load()}
+	for _, in := range e.inOrder {
+		if in.kind == string(ToBroker) || in.accepted.Load()+in.rejected.Load()+in.refused.Load() > 0 {
+			s.Brokers = append(s.Brokers, IngressStats{
+				Kind: in.kind, Namespace: in.object.Namespace, Name: in.object.Name,
+				Accepted: in.accepted.Load(), Rejected: in.rejected.Load(), Refused: in.refused.Load(),
+			})
+		}
+		switch out := in.outlet.(type) {
+		case *topicOutlet:
+			_, last := out.failure.get()
+			s.Sinks = append(s.Sinks, SinkStats{Kind: in.kind, Namespace: in.object.Namespace, Name: in.object.Name, Topic: out.topic, Written: out.written.Load(), LastError: last})
+		case *jobOutlet:
+			_, last := out.started.failure.get()
+			s.Sinks = append(s.Sinks, SinkStats{Kind: in.kind, Namespace: in.object.Namespace, Name: in.object.Name, Written: out.started.n.Load(), LastError: last})
+		}
+	}
+	for _, f := range e.sources {
+		s.Sources = append(s.Sources, f.snapshot(e.lag(f)))
+	}
+	for _, f := range e.triggers {
+		s.Triggers = append(s.Triggers, f.snapshot(e.lag(f)))
+	}
+	return s
+}
+
+func (e *Engine) lag(f *flow) int64 {
+	if c := e.lags[f]; c != nil {
+		return c.lag()
+	}
+	return 0
+}

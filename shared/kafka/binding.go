@@ -52,7 +52,15 @@ func ToStructuredRecord(topic string, m *events.Message) *kgo.Record {
 // it holds one. Attributes come as they are: Message.Validate says if they are
 // those of a valid event. The event shares the record's memory.
 func FromRecord(r *kgo.Record) (events.Message, bool) {
-	m := events.Message{Data: r.Value, Attrs: make([]events.Attr, 0, len(r.Headers))}
+	m := events.Message{Attrs: make([]events.Attr, 0, len(r.Headers))}
+	ok := Decode(&m, r)
+	return m, ok
+}
+
+// Decode is FromRecord into a message whose Attrs are used again, for who looks at
+// many records and keeps few.
+func Decode(m *events.Message, r *kgo.Record) bool {
+	m.Data, m.Attrs = r.Value, m.Attrs[:0]
 	isEvent := false
 	for i := range r.Headers {
 		h := &r.Headers[i]
@@ -65,16 +73,13 @@ func FromRecord(r *kgo.Record) (events.Message, bool) {
 			isEvent = true
 		}
 		if name == "datacontenttype" && isStructured(value) {
-			return fromStructured(r.Value)
+			parsed, err := events.ParseJSON(r.Value)
+			*m = parsed
+			return err == nil
 		}
 		m.Attrs = set(m.Attrs, name, value)
 	}
-	return m, isEvent
-}
-
-func fromStructured(value []byte) (events.Message, bool) {
-	m, err := events.ParseJSON(value)
-	return m, err == nil
+	return isEvent
 }
 
 func isStructured(value string) bool {
