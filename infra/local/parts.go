@@ -111,7 +111,7 @@ func (w *parts) embedded(name string, env, args []string, ready func(context.Con
 
 // kafkaSpec is the embedded Kafka. Its log is bounded for all partitions together,
 // so that a producer that is never stopped cannot fill the disk.
-func (w *parts) kafkaSpec(client *kgo.Client) (supervise.Spec, error) {
+func (w *parts) kafkaSpec() (supervise.Spec, error) {
 	dir := w.state.join("data", "kafka")
 	total := w.opts.kafkaBytes
 	if total == 0 {
@@ -129,7 +129,23 @@ func (w *parts) kafkaSpec(client *kgo.Client) (supervise.Spec, error) {
 		// Collecting sooner keeps the broker small; it has little to collect.
 		[]string{"GOGC=50"},
 		[]string{"--port", strconv.Itoa(w.ports["kafka"]), "--data", dir, "--partition-bytes", strconv.FormatInt(each, 10)},
-		client.Ping)
+		w.pingKafka)
+}
+
+// pingKafka asks the broker for its metadata, once.
+func (w *parts) pingKafka(ctx context.Context) error {
+	opts, err := w.kafka.Options()
+	if err != nil {
+		return err
+	}
+	client, err := kgo.NewClient(append(opts, kgo.RequestRetries(0), kgo.DialTimeout(time.Second))...)
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	return client.Ping(ctx)
 }
 
 func (w *parts) s3Spec() (supervise.Spec, error) {

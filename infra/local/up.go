@@ -240,7 +240,7 @@ func (r *runner) start(ctx context.Context) error {
 func (r *runner) startStores(ctx context.Context) error {
 	at := time.Now()
 	if r.opts.kafka == nil {
-		spec, err := r.kafkaSpec(r.client)
+		spec, err := r.kafkaSpec()
 		if err != nil {
 			return err
 		}
