@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/millrace-dev/millrace/shared/events"
@@ -406,7 +407,8 @@ func beginAtEnd(ctx context.Context, client *kgo.Client, group string, topics ..
 		return nil
 	}
 	committed, err := admin.FetchOffsetsForTopics(ctx, group, known...)
-	if err != nil {
+	// Some brokers answer so for a group that nobody has used yet.
+	if err != nil && !errors.Is(err, kerr.GroupIDNotFound) {
 		return fmt.Errorf("fetching the offsets of group %s: %w", group, err)
 	}
 	missing := kadm.Offsets{}
