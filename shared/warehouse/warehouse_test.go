@@ -1,0 +1,120 @@
+package warehouse
+
+import (
+	"sync"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/millrace-dev/millrace/shared/testkit/pgtest"
+)
+
+func TestMain(m *testing.M) { pgtest.Main(m) }
+
+func open(t *testing.T, url string) *DB {
+	t.Helper()
+	db, err := Config{URL: url, MaxConns: 2}.Open(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(db.Close)
+	return db
+}
+
+func TestProcessesThatStartAtOnceMigrateOnce(t *testing.T) {
+	url := pgtest.URL(t)
+	var wg sync.WaitGroup
+	for range 8 {
+		db := open(t, url)
+		wg.Go(func() {
+			if err := db.Ready(t.Context()); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	db := open(t, url)
+	var version, schemas int
+	err := db.QueryRow(t.Context(), `SELECT (SELECT version FROM public.millrace_schema_version),
+		(SELECT count(*) FROM information_schema.schemata WHERE schema_name IN ('bronze', 'silver', 'dwh', 'etl', 'feature_store'))`).Scan(&version, &schemas)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if version != 1 || schemas != 5 {
+		t.Errorf("version %d, %d schemas", version, schemas)
+	}
+}
+
+func TestSchemaOfANewerProgramIsLeftAlone(t *testing.T) {
+	url := pgtest.URL(t)
+	db := open(t, url)
+	if err := db.Ready(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := db.Exec(t.Context(), "UPDATE public.millrace_schema_version SET version = 99"); err != nil {
+		t.Fatal(err)
+	}
+	if err := open(t, url).Ready(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestNamesWithoutSchemaAreRefused(t *testing.T) {
+	db := open(t, pgtest.URL(t))
+	if err := db.Ready(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := db.Exec(t.Context(), "SELECT 1 FROM fact_events"); err == nil {
+		t.Error("an unqualified name was found")
+	}
+}
+
+// The label is a purchase that follows: one before the cart event does not count.
+func TestPurchasePredictionLabel(t *testing.T) {
+	db := open(t, pgtest.URL(t))
+	if err := db.Ready(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for i, e := range []struct {
+		kind, session string
+		product       int
+	}{
+		{"view", "a", 1}, {"cart", "a", 1}, {"purchase", "a", 1}, {"cart", "a", 1},
+		{"cart", "a", 2}, {"purchase", "b", 2}, {"cart", "b", 3}, {"remove_from_cart", "b", 3},
+	} {
+		_, err := db.Exec(t.Context(), `INSERT INTO dwh.fact_events VALUES
+			($1::int, $1::int, 0, 1, $2, 1, 2.5, '2019-10-06 10:00:00', '2019-10-06', 10, 1, $1::int, $3, int8send($1::int), $4, 'appliances.kitchen.hood', NULL)`,
+			i, e.product, e.kind, e.session)
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	rows, err := db.Query(t.Context(), `SELECT activity_count, is_purchased, event_weekday, category_code_level1, category_code_level2
+		FROM dwh.vw_ml_purchase_prediction ORDER BY activity_count`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rows.Close()
+	var got [][]any
+	for rows.Next() {
+		v, err := rows.Values()
+		if err != nil {
+			t.Fatal(err)
+		}
+		got = append(got, v)
+	}
+	sunday := int32(0)
+	row := func(rank, purchased int32) []any { return []any{rank, purchased, sunday, "appliances", "kitchen"} }
+	want := [][]any{row(1, 1), row(3, 0), row(4, 0), row(6, 0)}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+func TestConfigIsChecked(t *testing.T) {
+	for _, c := range []Config{{URL: "mysql://x", MaxConns: 1}, {URL: "postgres://h/db"}} {
+		if _, err := c.Open(t.Context()); err == nil {
+			t.Errorf("%+v was accepted", c)
+		}
+	}
+}
