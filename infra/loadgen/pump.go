@@ -81,7 +81,8 @@ type pump struct {
 	next func(*shop.Event) error
 	// speed paces by event time: so many seconds of it a second. 0 is by rate.
 	speed  float64
-	stream string // see report
+	stream string    // see report
+	kept   *progress // of the run to go on from; nil starts afresh
 	lines  *lineReport
 	log    *slog.Logger
 }
@@ -128,15 +129,11 @@ func (p progress) save(path string) error {
 // the acknowledgements and reports.
 func (p *pump) run(ctx context.Context, out *output, source string, start int64, stdout, stderr io.Writer) (err error) {
 	first := uint64(0)
-	kept, err := loadProgress(p.resume)
-	if err != nil {
-		return err
-	}
-	if kept != nil {
-		if kept.Stream != p.stream {
-			return fmt.Errorf("%s belongs to another stream:\n  there %s\n  here  %s", p.resume, kept.Stream, p.stream)
+	if p.kept != nil {
+		if p.kept.Stream != p.stream {
+			return fmt.Errorf("%s belongs to another stream:\n  there %s\n  here  %s", p.resume, p.kept.Stream, p.stream)
 		}
-		first = kept.Next
+		first = p.kept.Next
 	}
 	to, where, err := out.target(ctx, source, first, stdout, p.log)
 	if err != nil {

@@ -94,6 +94,9 @@ func runReplay(ctx context.Context, args []string, stdout, stderr io.Writer) err
 			}
 		}
 	}
+	if p.kept, err = loadProgress(p.resume); err != nil {
+		return err
+	}
 	p.stream = fmt.Sprintf("replay -csv %s -seed %d %s", path, seed, out.stream())
 	return p.run(ctx, &out, "/millrace/loadgen/replay/"+filepath.Base(path), 0, stdout, stderr)
 }

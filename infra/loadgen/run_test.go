@@ -205,6 +205,30 @@ func TestResume_goesOnWhereItStopped(t *testing.T) {
 	}
 }
 
+// The platform's producer is stopped and started again, with other rates, too.
+func TestResume_liveStreamGoesOnOrStartsAnew(t *testing.T) {
+	state := filepath.Join(t.TempDir(), "progress")
+	flags := []string{"shop", "-stdout", "-rate", "2000", "-resume", state}
+	_, one := must(t, append(flags, "-count", "100")...)
+	if _, two := must(t, append(flags, "-count", "200")...); two.Stream != one.Stream || two.First != 100 {
+		t.Errorf("resumed at once: from %d of %s, want from 100 of %s", two.First, two.Stream, one.Stream)
+	}
+	if _, other := must(t, append(flags, "-rate", "1000", "-count", "100")...); other.First != 0 || other.Delivered != 100 {
+		t.Errorf("at another rate: from %d, %d messages, want a new stream of 100", other.First, other.Delivered)
+	}
+	kept, err := loadProgress(state)
+	if err != nil {
+		t.Fatal(err)
+	}
+	hourAgo := strings.Replace(kept.Stream, time.Unix(kept.Start, 0).UTC().Format(time.RFC3339), time.Unix(kept.Start-3600, 0).UTC().Format(time.RFC3339), 1)
+	if err := (progress{hourAgo, kept.Start - 3600, kept.Next}).save(state); err != nil {
+		t.Fatal(err)
+	}
+	if _, late := must(t, append(flags, "-rate", "1000", "-count", "100")...); late.First != 0 || late.Stream == hourAgo {
+		t.Errorf("an hour later: from %d of %s, want a new stream", late.First, late.Stream)
+	}
+}
+
 // records reads a topic to its end.
 func records(t *testing.T, brokers []string, topic string) []*kgo.Record {
 	t.Helper()

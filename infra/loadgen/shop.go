@@ -22,7 +22,8 @@ identified by its session and time; -truth writes down what each message is.
 
 Without -start, a paced run starts now and its event times keep to the clock on
 the wall; an unpaced one (-rate 0) starts at 2019-10-01, so that it does not run
-into the future.
+into the future. A live run that is resumed with other settings, or more than a
+minute after it stopped, starts a new stream.
 
   loadgen shop -rate 500                           500 a second, to KAFKA_BROKERS
   loadgen shop -rate 0 -count 1000000 -bad 0.1     a million, as fast as possible
@@ -55,9 +56,13 @@ func (f *shopFlags) flags(fs *flag.FlagSet) {
 	fs.IntVar(&f.users, "users", 100_000, "size of the clientele")
 }
 
-// config completes the flags: a start that was kept from an earlier run comes
-// before the default.
-func (f *shopFlags) config(rate float64, kept *progress) (shop.Config, error) {
+// live tells that the event times follow the clock on the wall.
+func (f *shopFlags) live(rate float64) bool {
+	return f.start == "now" || f.start == "" && rate > 0
+}
+
+// config completes the flags.
+func (f *shopFlags) config(rate float64) (shop.Config, error) {
 	cfg := shop.Config{Seed: f.seed, Density: f.density, Products: f.products, Users: f.users, Daily: f.daily}
 	if cfg.Density == 0 {
 		cfg.Density = rate
@@ -67,16 +72,32 @@ func (f *shopFlags) config(rate float64, kept *progress) (shop.Config, error) {
 	}
 	var err error
 	switch {
-	case f.start != "" && f.start != "now":
-		cfg.Start, err = parseStart(f.start)
-	case kept != nil:
-		cfg.Start = time.Unix(kept.Start, 0)
-	case rate == 0 && f.start == "":
+	case f.live(rate):
+		cfg.Start = time.Now().Truncate(time.Second)
+	case f.start == "":
 		cfg.Start = firstDay
 	default:
-		cfg.Start = time.Now().Truncate(time.Second)
+		cfg.Start, err = parseStart(f.start)
 	}
 	return cfg, err
+}
+
+// stale is how far the event times of a live stream may be behind when it is gone
+// on with.
+const stale = time.Minute
+
+// goOn decides whether a live stream goes on where an earlier run stopped. After
+// a longer pause, or with other settings, a new one starts instead: live event
+// times have to be close to now, and the old stream's messages were all sent.
+func goOn(kept *progress, cfg *shop.Config, stream func(shop.Config) string) bool {
+	old := *cfg
+	old.Start = time.Unix(kept.Start, 0)
+	reached := old.Start.Add(time.Duration(float64(kept.Next) / cfg.Density * float64(time.Second)))
+	if stream(old) != kept.Stream || time.Since(reached).Abs() > stale {
+		return false
+	}
+	*cfg = old
+	return true
 }
 
 func parseStart(s string) (time.Time, error) {
@@ -108,9 +129,16 @@ func runShop(ctx context.Context, args []string, stdout, stderr io.Writer) error
 	if err != nil {
 		return err
 	}
-	cfg, err := sim.config(p.rate, kept)
+	cfg, err := sim.config(p.rate)
 	if err != nil {
 		return err
+	}
+	stream := func(cfg shop.Config) string {
+		return fmt.Sprintf("shop -seed %d -start %s -density %v -daily=%t -products %d -users %d %s",
+			cfg.Seed, cfg.Start.UTC().Format(time.RFC3339), cfg.Density, cfg.Daily, cfg.Products, cfg.Users, out.stream())
+	}
+	if kept != nil && sim.live(p.rate) && !goOn(kept, &cfg, stream) {
+		kept = nil
 	}
 	customers, err := shop.New(cfg)
 	if err != nil {
@@ -124,8 +152,7 @@ func runShop(ctx context.Context, args []string, stdout, stderr io.Writer) error
 	}
 	p.next = func(ev *shop.Event) error { customers.Next(ev); return nil }
 	p.log = slog.New(slog.NewTextHandler(stderr, nil))
-	p.stream = fmt.Sprintf("shop -seed %d -start %s -density %v -daily=%t -products %d -users %d %s",
-		cfg.Seed, cfg.Start.UTC().Format(time.RFC3339), cfg.Density, cfg.Daily, cfg.Products, cfg.Users, out.stream())
+	p.stream, p.kept = stream(cfg), kept
 	source := fmt.Sprintf("/millrace/loadgen/shop/%d/%d", cfg.Seed, cfg.Start.Unix())
 	return p.run(ctx, &out, source, cfg.Start.Unix(), stdout, stderr)
 }
