@@ -1,0 +1,134 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// usage is what processes have consumed.
+type usage struct {
+	cpu  time.Duration // user and system, of dead children that were waited for, too
+	rss  int64         // bytes resident now; pages shared by processes count in each
+	peak int64         // the most that was resident, in a single process only
+}
+
+// clockTick is what /proc counts CPU time in: Linux shows user space 100 ticks a
+// second on every architecture that Go runs on.
+const clockTick = 10 * time.Millisecond
+
+// processUsage reads /proc for one process.
+func processUsage(pid int) (usage, error) {
+	var u usage
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return u, err
+	}
+	// The name, in parentheses, may hold anything; the fields after it do not.
+	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+	if len(fields) < 22 {
+		return u, fmt.Errorf("/proc/%d/stat has %d fields after the name", pid, len(fields))
+	}
+	for _, field := range fields[11:15] { // utime, stime, cutime, cstime
+		ticks, err := strconv.ParseInt(field, 10, 64)
+		if err != nil {
+			return u, fmt.Errorf("/proc/%d/stat: %w", pid, err)
+		}
+		u.cpu += time.Duration(ticks) * clockTick
+	}
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return u, err
+	}
+	for line := range strings.Lines(string(status)) {
+		name, text, _ := strings.Cut(line, ":")
+		if name != "VmRSS" && name != "VmHWM" {
+			continue
+		}
+		kb, err := strconv.ParseInt(strings.Fields(text)[0], 10, 64)
+		if err != nil {
+			return u, fmt.Errorf("/proc/%d/status: %w", pid, err)
+		}
+		if name == "VmRSS" {
+			u.rss = kb << 10
+		} else {
+			u.peak = kb << 10
+		}
+	}
+	return u, nil
+}
+
+// treeUsage adds up a process and all that descend from it.
+func treeUsage(root int) (usage, error) {
+	children := map[int][]int{}
+	paths, err := filepath.Glob("/proc/[0-9]*/stat")
+	if err != nil {
+		return usage{}, err
+	}
+	for _, path := range paths {
+		stat, err := os.ReadFile(path)
+		if err != nil {
+			continue // ended meanwhile
+		}
+		fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+		pid, errPid := strconv.Atoi(filepath.Base(filepath.Dir(path)))
+		parent, errParent := strconv.Atoi(fields[1])
+		if errPid == nil && errParent == nil {
+			children[parent] = append(children[parent], pid)
+		}
+	}
+	var sum usage
+	for pending := []int{root}; len(pending) > 0; {
+		pid := pending[0]
+		pending = append(pending[1:], children[pid]...)
+		u, err := processUsage(pid)
+		if err != nil {
+			if pid == root {
+				return sum, err
+			}
+			continue
+		}
+		sum.cpu += u.cpu
+		sum.rss += u.rss
+	}
+	return sum, nil
+}
+
+// freePorts finds n ports in a row that nobody listens on.
+func freePorts(n int) (int, error) {
+search:
+	for base := 20_000; base < 60_000; base += n {
+		var held []net.Listener
+		for i := range n {
+			l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", base+i))
+			if err != nil {
+				closeAll(held)
+				continue search
+			}
+			held = append(held, l)
+		}
+		closeAll(held)
+		return base, nil
+	}
+	return 0, errors.New("no free ports in a row")
+}
+
+func closeAll(listeners []net.Listener) {
+	for _, l := range listeners {
+		l.Close()
+	}
+}
+
+const megabyte = 1 << 20
+
+func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
+
+func perMillion(cpu time.Duration, events uint64) float64 {
+	return cpu.Seconds() / float64(events) * 1e6
+}
