@@ -30,15 +30,20 @@ var states = sync.Pool{New: func() any { return new(state) }}
 
 // state is the work on one record.
 type state struct {
-	stream   *Stream
-	contract *Contract // nil until a discriminator told
-	text     []byte
-	// scan reads the text once; probe goes over parts of it again, and look looks ahead.
+	// scan reads the text once; probe goes over parts of it again, look looks ahead.
 	scan, probe, look jsonscan.Scanner
 	// values are those of the contract's fields, by index.
 	values []jsonscan.Value
 	// fixes are quoted integers to be written without quotes, in order of place.
 	fixes []jsonscan.Value
+	record
+}
+
+// record is what a state knows of its record.
+type record struct {
+	stream   *Stream
+	contract *Contract // nil until a discriminator told
+	text     []byte
 
 	top           jsonscan.Value // the whole record
 	wrapped       bool           // in schema and payload
@@ -48,6 +53,9 @@ type state struct {
 	payload       jsonscan.Value
 	discriminator jsonscan.Value
 	change        change
+
+	eventTime     time.Time
+	eventTimeRead bool
 }
 
 // change is the envelope of a change record, or what unwrapping left of it.
@@ -57,8 +65,10 @@ type change struct {
 	full                      bool
 }
 
+// reset lets go of the record and keeps the room for the next one.
 func (st *state) reset() {
-	*st = state{scan: st.scan, probe: st.probe, look: st.look, values: st.values, fixes: st.fixes[:0]}
+	st.record = record{}
+	st.fixes = st.fixes[:0]
 	st.scan.Reset(nil)
 	st.probe.Reset(nil)
 	st.look.Reset(nil)
@@ -427,7 +437,7 @@ func (st *state) judgeField(i int, deleted bool) string {
 			return f.says.invalidType
 		}
 	case Timestamp:
-		if _, ok := st.readTime(i); !ok {
+		if !st.readTime(i) {
 			return f.says.invalidType
 		}
 	}
@@ -489,20 +499,28 @@ func (f *Field) outside(x float64) bool {
 	return f.Min != nil && x < *f.Min || f.Max != nil && x > *f.Max || f.ExclusiveMin != nil && x <= *f.ExclusiveMin
 }
 
-func (st *state) readTime(i int) (time.Time, bool) {
+// readTime reads the timestamp of a field, and keeps it if it is the event's.
+func (st *state) readTime(i int) bool {
 	formats := st.contract.Fields[i].formats
 	if st.schema != nil {
 		if known := st.schema.formats[st.contractIndex()]; known != nil && known[i] != 0 {
 			formats = known[i]
 		}
 	}
-	return readTime(st.text, st.values[i], formats)
+	t, ok := readTime(st.text, st.values[i], formats)
+	if i == st.contract.eventTime {
+		st.eventTime, st.eventTimeRead = t, true
+	}
+	return ok
 }
 
 // identify fills in whose record it is and when it happened, as far as that can be
 // read; a record that is invalid for another reason keeps its place in the order.
 func (st *state) identify(v *Verdict) {
-	v.Time, _ = st.readTime(st.contract.eventTime)
+	if !st.eventTimeRead {
+		st.readTime(st.contract.eventTime)
+	}
+	v.Time = st.eventTime
 	switch key := st.values[st.contract.key]; {
 	case key.Kind == jsonscan.String && key.End-key.Start-2 <= maxKey:
 		text := jsonscan.Unquote(st.text, key)

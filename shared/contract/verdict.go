@@ -130,18 +130,21 @@ func appendISO(dst []byte, t time.Time) []byte {
 	t = t.UTC()
 	year, month, day := t.Date()
 	hour, minute, second := t.Clock()
-	dst = appendDigits(dst, year, 4)
-	dst = appendDigits(append(dst, '-'), int(month), 2)
-	dst = appendDigits(append(dst, '-'), day, 2)
-	dst = appendDigits(append(dst, 'T'), hour, 2)
-	dst = appendDigits(append(dst, ':'), minute, 2)
-	dst = appendDigits(append(dst, ':'), second, 2)
-	return appendDigits(append(dst, '.'), t.Nanosecond()/1000, 6)
+	text := [26]byte([]byte("0000-00-00T00:00:00.000000"))
+	digits(text[0:4], year)
+	digits(text[5:7], int(month))
+	digits(text[8:10], day)
+	digits(text[11:13], hour)
+	digits(text[14:16], minute)
+	digits(text[17:19], second)
+	digits(text[20:26], t.Nanosecond()/1000)
+	return append(dst, text[:]...)
 }
 
-func appendDigits(dst []byte, n, width int) []byte {
-	for div := [...]int{1, 10, 100, 1000, 10_000, 100_000}[width-1]; div > 0; div /= 10 {
-		dst = append(dst, '0'+byte(n/div%10))
+// digits fills dst with the last digits of n.
+func digits(dst []byte, n int) {
+	for i := len(dst) - 1; i >= 0; i-- {
+		dst[i] = '0' + byte(n%10)
+		n /= 10
 	}
-	return dst
 }
