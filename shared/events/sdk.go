@@ -26,17 +26,16 @@ func (m *Message) Event() (event.Event, error) {
 // what neighbouring messages have in common. The zero value is ready. It is not
 // safe for concurrent use.
 type Converter struct {
-	source, schema       string
-	sourceURI, schemaURI url.URL
-	contentType          *string
+	source      string
+	sourceURI   url.URL
+	contentType *string
 }
 
-// attributes is an event's context and what it points to, in one allocation.
+// attributes is an event's context and what it mostly points to, in one allocation.
 type attributes struct {
 	event.EventContextV1
 	subject string
 	time    types.Timestamp
-	schema  types.URI
 }
 
 // Event gives the message as the SDK's event; see Message.Event.
@@ -66,19 +65,16 @@ func (c *Converter) Event(m *Message) (event.Event, error) {
 		case "datacontenttype":
 			// The pointer is shared among events; the SDK's setters replace it.
 			if c.contentType == nil || *c.contentType != value {
-				c.contentType = &value
+				own := value // what escapes must not be the loop's variable
+				c.contentType = &own
 			}
 			a.DataContentType = c.contentType
 		case "dataschema":
-			if value != c.schema {
-				u, err := url.Parse(value)
-				if err != nil {
-					return event.Event{}, fmt.Errorf("attribute \"dataschema\": must be a URI: %w", err)
-				}
-				c.schema, c.schemaURI = value, *u
+			u, err := url.Parse(value)
+			if err != nil {
+				return event.Event{}, fmt.Errorf("attribute \"dataschema\": must be a URI: %w", err)
 			}
-			a.schema.URL = c.schemaURI
-			a.DataSchema = &a.schema
+			a.DataSchema = &types.URI{URL: *u}
 		case "subject":
 			a.subject = value
 			a.Subject = &a.subject
