@@ -4,11 +4,13 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"maps"
 	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"sort"
 	"strconv"
 	"strings"
@@ -116,7 +118,12 @@ func parseBenchmark(line string) (row, bool) {
 		if !ok {
 			v = math.NaN()
 		}
+		delete(values, column)
 		r.add(column, v)
+	}
+	// Units of a benchmark's own have no column.
+	for _, unit := range slices.Sorted(maps.Keys(values)) {
+		r.Name += fmt.Sprintf(", %s %s", number(values[unit]), unit)
 	}
 	return r, true
 }

@@ -142,7 +142,7 @@ func choose(names []string) ([]part, error) {
 func (b *bench) program(name string) (string, error) {
 	path := filepath.Join(b.bin, name)
 	if _, err := os.Stat(path); err != nil {
-		return "", fmt.Errorf("there is no program %s; run make build, or name the folder with -bin: %w", name, err)
+		return "", fmt.Errorf("there is no program %s; run make build, or name the folder with -bin", path)
 	}
 	return path, nil
 }
