@@ -197,8 +197,8 @@ func admitJobSink(m *Manifest, sink *sinksv1alpha1.JobSink) []Problem {
 		return []Problem{m.problem("spec.job", "missing")}
 	}
 	var problems []Problem
-	add := func(path, format string, args ...any) {
-		problems = append(problems, m.problem("spec.job."+path, format, args...))
+	add := func(path, text string) {
+		problems = append(problems, m.problem("spec.job."+path, "%s", text))
 	}
 	if job.APIVersion != "" && job.APIVersion != "batch/v1" || job.Kind != "" && job.Kind != "Job" {
 		add("kind", "must be batch/v1 Job")

@@ -627,17 +627,17 @@ func check(t *testing.T, root string) []string {
 	return lines
 }
 
-// edit replaces the first occurrence of old, which has to be there.
-func edit(t *testing.T, file, old, new string) {
+// edit replaces the first occurrence of from, which has to be there.
+func edit(t *testing.T, file, from, to string) {
 	t.Helper()
 	text, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !strings.Contains(string(text), old) {
-		t.Fatalf("%s does not contain %q", file, old)
+	if !strings.Contains(string(text), from) {
+		t.Fatalf("%s does not contain %q", file, from)
 	}
-	if err := os.WriteFile(file, []byte(strings.Replace(string(text), old, new, 1)), 0o600); err != nil {
+	if err := os.WriteFile(file, []byte(strings.Replace(string(text), from, to, 1)), 0o600); err != nil {
 		t.Fatal(err)
 	}
 }
