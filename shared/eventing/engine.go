@@ -295,7 +295,7 @@ func (e *Engine) connect(ctx context.Context) (*kgo.Client, error) {
 	client, err := kgo.NewClient(append(e.kafkaOpts[:len(e.kafkaOpts):len(e.kafkaOpts)],
 		kgo.RequiredAcks(kgo.AllISRAcks()),
 		kgo.ProducerLinger(0),
-		kgo.ProducerBatchCompression(kgo.NoCompression()),
+		kgo.ProducerBatchCompression(kgo.SnappyCompression()),
 		kgo.ProducerBatchMaxBytesFn(e.maxBytes),
 		kgo.MaxBufferedRecords(50_000),
 		kgo.MaxBufferedBytes(64<<20),

@@ -53,7 +53,7 @@ func (e *Engine) serveIngress(w http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		in.rejected.Add(1)
 		status := http.StatusBadRequest
-		if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) || errors.Is(err, errTooLarge) {
+		if errors.Is(err, errTooLarge) {
 			status = http.StatusRequestEntityTooLarge
 		}
 		http.Error(w, err.Error(), status)
@@ -95,6 +95,9 @@ func (e *Engine) readEvents(w http.ResponseWriter, r *http.Request) ([]events.Me
 		limit = 2*limit + 64<<10
 	}
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, limit))
+	if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) {
+		return nil, fmt.Errorf("the body has more than %d bytes: %w", tooLarge.Limit, errTooLarge)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("reading the body: %w", err)
 	}
