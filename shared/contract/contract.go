@@ -124,6 +124,9 @@ type texts struct{ required, invalidType, enum, length, pattern, limits string }
 // which an event can name the contract it was made for.
 func (c *Contract) DataSchema() string { return SchemaPrefix + c.Name }
 
+// File says where the contract was read from.
+func (c *Contract) File() string { return c.file }
+
 // SchemaPrefix is what the URI of every contract starts with.
 const SchemaPrefix = "urn:millrace:contract:"
 
