@@ -19,7 +19,7 @@ import (
 
 // Config is what validate reads from the environment.
 type Config struct {
-	Function function.Config
+	function.Config
 
 	// ContractsDir is a folder of contract files, usually a mounted ConfigMap: a
 	// file with the name of an embedded contract replaces it, others are added.
@@ -39,16 +39,16 @@ func run(ctx context.Context) error {
 	if err := envconfig.Process("", &c); err != nil {
 		return fmt.Errorf("reading the environment: %w", err)
 	}
-	c.Function.Name = cmp.Or(c.Function.Name, "validate")
+	c.Name = cmp.Or(c.Name, "validate")
 	contracts, err := contract.Open(c.ContractsDir)
 	if err != nil {
 		return fmt.Errorf("loading contracts: %w", err)
 	}
-	v, err := newValidator(c.Function.Name, contracts, time.Now)
+	v, err := newValidator(c.Name, contracts, time.Now)
 	if err != nil {
 		return err
 	}
-	return function.Run(ctx, c.Function, v, function.WithRoutes(func(mux *http.ServeMux) {
+	return function.Run(ctx, c.Config, v, function.WithRoutes(func(mux *http.ServeMux) {
 		mux.HandleFunc("GET /contracts", v.serveContracts)
 	}))
 }

@@ -277,3 +277,19 @@ func TestRulesOfOnesOwn(t *testing.T) {
 		})
 	}
 }
+
+// The README's example is a contract.
+func TestREADME(t *testing.T) {
+	text, err := os.ReadFile("README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, example, ok := strings.Cut(string(text), "```yaml\n")
+	if !ok {
+		t.Fatal("no example")
+	}
+	example, _, _ = strings.Cut(example, "```")
+	if _, err := load(map[string]string{"orders.yaml": example}); err != nil {
+		t.Error(err)
+	}
+}
