@@ -49,7 +49,12 @@ func FromHTTP(h http.Header, body []byte) (Message, error) {
 		m.Attrs = append(m.Attrs, Attr{name, value})
 	}
 	slices.SortFunc(m.Attrs, func(a, b Attr) int { return strings.Compare(a.Name, b.Name) })
-	if err := m.Validate(); err != nil {
+	for i := 1; i < len(m.Attrs); i++ {
+		if m.Attrs[i].Name == m.Attrs[i-1].Name {
+			return Message{}, errTwice(m.Attrs[i].Name)
+		}
+	}
+	if err := m.validate(); err != nil {
 		return Message{}, err
 	}
 	return m, nil

@@ -166,7 +166,7 @@ func (p *parser) event() (Message, error) {
 		}
 	}
 	m := Message{Attrs: p.keep()}
-	if err := m.Validate(); err != nil {
+	if err := m.validate(); err != nil {
 		return Message{}, err
 	}
 	var err error
@@ -209,7 +209,7 @@ func (p *parser) attribute(name string) error {
 		return err
 	}
 	if slices.Contains(p.names, name) {
-		return fmt.Errorf("attribute %q: given twice", name)
+		return errTwice(name)
 	}
 	if len(p.names) == maxAttrs {
 		return fmt.Errorf("attribute %q: more than %d attributes", name, maxAttrs)

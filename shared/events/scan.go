@@ -60,7 +60,18 @@ func special(w uint64) uint64 {
 // str steps over a string, whose opening quote is next, and tells whether there
 // are escapes in it.
 func (s *scanner) str() (escaped bool, err error) {
-	b, i := s.b, s.i+1
+	end, escaped, wrong := stringEnd(s.b, s.i+1)
+	s.i = end
+	if wrong != "" {
+		return false, s.syntax(wrong)
+	}
+	return escaped, nil
+}
+
+// stringEnd finds the end of a string, behind its closing quote, from the byte
+// after the opening one on. If something is wrong with the string it says what, and
+// end is where.
+func stringEnd(b []byte, i int) (end int, escaped bool, wrong string) {
 	for {
 		for i+8 <= len(b) {
 			if m := special(binary.LittleEndian.Uint64(b[i:])); m != 0 {
@@ -70,24 +81,20 @@ func (s *scanner) str() (escaped bool, err error) {
 			i += 8
 		}
 		if i >= len(b) {
-			s.i = i
-			return false, s.syntax("unterminated string")
+			return i, false, "unterminated string"
 		}
 		switch c := b[i]; {
 		case c == '"':
-			s.i = i + 1
-			return escaped, nil
+			return i + 1, escaped, ""
 		case c == '\\':
 			escaped = true
 			n := escapeLen(b[i:])
 			if n == 0 {
-				s.i = i
-				return false, s.syntax("bad escape in a string")
+				return i, false, "bad escape in a string"
 			}
 			i += n
 		case c < 0x20:
-			s.i = i
-			return false, s.syntax("control character in a string")
+			return i, false, "control character in a string"
 		default:
 			i++
 		}
@@ -237,31 +244,49 @@ func (s *scanner) literal(word string) error {
 	return nil
 }
 
-func (s *scanner) digits() bool {
-	start := s.i
-	for s.i < len(s.b) && '0' <= s.b[s.i] && s.b[s.i] <= '9' {
-		s.i++
-	}
-	return s.i > start
-}
-
 func (s *scanner) number() error {
-	s.take('-')
-	if !s.take('0') && !s.digits() {
+	end, ok := numberEnd(s.b, s.i)
+	s.i = end
+	if !ok {
 		return s.syntax("bad number")
-	}
-	if s.take('.') && !s.digits() {
-		return s.syntax("bad number")
-	}
-	if s.take('e') || s.take('E') {
-		if !s.take('+') {
-			s.take('-')
-		}
-		if !s.digits() {
-			return s.syntax("bad number")
-		}
 	}
 	return nil
+}
+
+// numberEnd finds the end of a number that starts at i.
+func numberEnd(b []byte, i int) (end int, ok bool) {
+	if i < len(b) && b[i] == '-' {
+		i++
+	}
+	if i < len(b) && b[i] == '0' {
+		i++
+	} else if i, ok = digitsEnd(b, i); !ok {
+		return i, false
+	}
+	if i < len(b) && b[i] == '.' {
+		if i, ok = digitsEnd(b, i+1); !ok {
+			return i, false
+		}
+	}
+	if i < len(b) && (b[i] == 'e' || b[i] == 'E') {
+		i++
+		if i < len(b) && (b[i] == '+' || b[i] == '-') {
+			i++
+		}
+		if i, ok = digitsEnd(b, i); !ok {
+			return i, false
+		}
+	}
+	return i, true
+}
+
+// digitsEnd finds the end of one digit or more.
+func digitsEnd(b []byte, i int) (end int, ok bool) {
+	start := i
+	for i < len(b) && '0' <= b[i] && b[i] <= '9' {
+		i++
+	}
+	return i, i > start
 }
 
 func hasEscape(raw []byte) bool {

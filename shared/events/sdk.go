@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/cloudevents/sdk-go/v2/event"
@@ -161,14 +162,27 @@ func contextOf(e *event.Event) *event.EventContextV1 {
 }
 
 // uriText is u.String() without its work for a plain path, which is what the
-// sources of functions are.
+// sources of functions are, and for the URI that came before.
 func uriText(u *url.URL) string {
 	if u.Scheme == "" && u.Host == "" && u.User == nil && u.Opaque == "" && u.RawQuery == "" &&
 		u.Fragment == "" && u.RawPath == "" && !u.ForceQuery && plainPath(u.Path) {
 		return u.Path
 	}
-	return u.String()
+	if last := lastURI.Load(); last != nil && last.uri == *u {
+		return last.text
+	}
+	text := u.String()
+	lastURI.Store(&namedURI{*u, text})
+	return text
 }
+
+type namedURI struct {
+	uri  url.URL
+	text string
+}
+
+// lastURI remembers one source: a function's events come from very few.
+var lastURI atomic.Pointer[namedURI]
 
 func plainPath(path string) bool {
 	if len(path) < 2 || path[0] != '/' || path[1] == '/' {

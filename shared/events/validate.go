@@ -11,6 +11,22 @@ import (
 // RFC 3339; names are lower-case letters and digits, none twice. The error names the
 // attribute and the rule.
 func (m *Message) Validate() error {
+	if err := m.validate(); err != nil {
+		return err
+	}
+	for i := range m.Attrs {
+		for j := range i {
+			if m.Attrs[i].Name == m.Attrs[j].Name {
+				return errTwice(m.Attrs[i].Name)
+			}
+		}
+	}
+	return nil
+}
+
+// validate is Validate for decoders, which have met a second attribute of a name
+// already.
+func (m *Message) validate() error {
 	var version, id, source, typ bool
 	for i := range m.Attrs {
 		a := &m.Attrs[i]
@@ -55,15 +71,10 @@ func (m *Message) Validate() error {
 	case !typ:
 		return errMissing("type")
 	}
-	for i := range m.Attrs {
-		for j := range i {
-			if m.Attrs[i].Name == m.Attrs[j].Name {
-				return fmt.Errorf("attribute %q: given twice", m.Attrs[i].Name)
-			}
-		}
-	}
 	return nil
 }
+
+func errTwice(name string) error { return fmt.Errorf("attribute %q: given twice", name) }
 
 func errMissing(name string) error {
 	return fmt.Errorf("attribute %q: required, but missing", name)
