@@ -1,0 +1,137 @@
+package telemetry
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"testing"
+
+	"go.opentelemetry.io/otel"
+	"go.opentelemetry.io/otel/trace"
+)
+
+func TestMetricsOfTheServiceAndTheProcess(t *testing.T) {
+	set, err := Setup(t.Context(), "svc")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer shutdown(t, set)
+	if set.Traces != nil {
+		t.Error("traces without a collector")
+	}
+	counter, err := otel.Meter("test").Int64Counter("things.done")
+	if err != nil {
+		t.Fatal(err)
+	}
+	counter.Add(t.Context(), 3)
+
+	s := httptest.NewServer(set.MetricsHandler())
+	defer s.Close()
+	r, err := http.Get(s.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Body.Close()
+	body, err := io.ReadAll(r.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{
+		"things_done_total 3\n",
+		`target_info{service_name="svc",service_version="` + BuildVersion() + `"} 1`,
+		"process_resident_memory_bytes ",
+		"go_goroutines ",
+	} {
+		if !strings.Contains(string(body), want) {
+			t.Errorf("lacks %q:\n%s", want, body)
+		}
+	}
+}
+
+func TestCollectorGetsSpansAndMetrics(t *testing.T) {
+	var mu sync.Mutex
+	paths := map[string]int{}
+	collector := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		defer mu.Unlock()
+		paths[r.URL.Path]++
+	}))
+	defer collector.Close()
+	t.Setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.URL)
+
+	set, err := Setup(t.Context(), "svc")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if set.Traces == nil {
+		t.Fatal("no traces with a collector")
+	}
+	_, span := otel.Tracer("test").Start(t.Context(), "work", trace.WithNewRoot())
+	span.End()
+	counter, err := otel.Meter("test").Int64Counter("things.done")
+	if err != nil {
+		t.Fatal(err)
+	}
+	counter.Add(t.Context(), 1)
+	shutdown(t, set) // flushes
+
+	mu.Lock()
+	defer mu.Unlock()
+	if paths["/v1/traces"] == 0 || paths["/v1/metrics"] == 0 {
+		t.Errorf("the collector got %v", paths)
+	}
+}
+
+// A collector that is down delays the end of a process by no more than the
+// caller allows.
+func TestShutdownIsBounded(t *testing.T) {
+	t.Setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
+	set, err := Setup(t.Context(), "svc")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := set.Shutdown(ctx); err == nil || !strings.HasPrefix(err.Error(), "flushing telemetry: ") {
+		t.Errorf("error %v", err)
+	}
+	shutdown(t, set) // once more does nothing
+}
+
+func TestLogLevel(t *testing.T) {
+	t.Setenv("LOG_LEVEL", "warn")
+	set, err := Setup(t.Context(), "svc")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer shutdown(t, set)
+	if set.Logger.Enabled(t.Context(), slog.LevelInfo) || !set.Logger.Enabled(t.Context(), slog.LevelWarn) {
+		t.Error("LOG_LEVEL=warn has no effect")
+	}
+	t.Setenv("LOG_LEVEL", "chatty")
+	if _, err := Setup(t.Context(), "svc"); err == nil || err.Error() != `LOG_LEVEL="chatty": must be debug, info, warn or error` {
+		t.Errorf("error %v", err)
+	}
+}
+
+func TestBuildVersion(t *testing.T) {
+	if BuildVersion() == "" {
+		t.Error("empty")
+	}
+	Version = "v1.2.3"
+	defer func() { Version = "" }()
+	if got := BuildVersion(); got != "v1.2.3" {
+		t.Errorf("version %s", got)
+	}
+}
+
+func shutdown(t *testing.T, set *Telemetry) {
+	t.Helper()
+	if err := set.Shutdown(context.WithoutCancel(t.Context())); err != nil {
+		t.Error(err)
+	}
+}
