@@ -22,25 +22,28 @@ const parentVariable = "MILLRACE_PARENT_PID"
 
 func runKafka(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	fs := flag.NewFlagSet("kafka", flag.ContinueOnError)
-	port := fs.Int("port", 9092, "port to listen on, on 127.0.0.1 only")
+	port := fs.Int("port", 9092, "port to listen on")
+	host := fs.String("host", "127.0.0.1", "address to listen on; it asks nobody for credentials")
+	advertise := fs.String("advertise", "", "host:port that clients are told to use, when it is another one")
 	data := fs.String("data", filepath.Join(".local", "data", "kafka"), "folder of the log; made when missing")
 	partition := fs.Int64("partition-bytes", 64<<20, "most that is kept of a partition; the oldest goes first")
 	if done, err := parse(fs, args, "Runs an embedded Kafka that keeps its log on disk.", stdout, stderr); done {
 		return err
 	}
-	return embedkafka.Run(whileParentLives(ctx), embedkafka.Config{Port: *port, DataDir: *data, PartitionBytes: *partition})
+	return embedkafka.Run(whileParentLives(ctx), embedkafka.Config{Port: *port, Host: *host, Advertise: *advertise, DataDir: *data, PartitionBytes: *partition})
 }
 
 func runS3(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	fs := flag.NewFlagSet("s3", flag.ContinueOnError)
-	port := fs.Int("port", 9000, "port to listen on, on 127.0.0.1 only")
+	port := fs.Int("port", 9000, "port to listen on")
+	host := fs.String("host", "127.0.0.1", "address to listen on")
 	data := fs.String("data", filepath.Join(".local", "data", "s3"), "folder of the objects; made when missing")
 	notify := fs.String("notify", os.Getenv("S3_NOTIFY_URLS"), "URLs to tell of every object created or removed, as MinIO does, comma separated (env S3_NOTIFY_URLS)")
 	if done, err := parse(fs, args, "Runs an embedded S3 over a folder. Its keys are S3_ACCESS_KEY and S3_SECRET_KEY.", stdout, stderr); done {
 		return err
 	}
 	cfg := embeds3.Config{
-		Port: *port, DataDir: *data,
+		Port: *port, Host: *host, DataDir: *data,
 		Region:    or(os.Getenv("S3_REGION"), defaultRegion),
 		AccessKey: or(os.Getenv("S3_ACCESS_KEY"), defaultAccessKey),
 		SecretKey: or(os.Getenv("S3_SECRET_KEY"), defaultSecretKey),

@@ -1,5 +1,5 @@
-// Package embedkafka runs a Kafka broker inside a Go program, on one port of the
-// loopback interface, with its log on disk.
+// Package embedkafka runs a Kafka broker inside a Go program, on one port, with its
+// log on disk.
 //
 // It is kfake with the settings that make it fit for more than a test: what was
 // acknowledged survives the death of the process, and the log cannot fill the
@@ -25,8 +25,13 @@ import (
 
 // Config says where the broker listens and what it may keep.
 type Config struct {
-	Port    int
-	DataDir string // made when missing
+	Port int
+	// Host is the address to listen on; the loopback interface when empty.
+	Host string
+	// Advertise is the host and port that clients are told to use, when it is not
+	// the one listened on: the name of a Service in front of a pod.
+	Advertise string
+	DataDir   string // made when missing
 	// PartitionBytes bounds each partition's log: the oldest batches go first.
 	// At least MinPartitionBytes.
 	PartitionBytes int64
@@ -56,6 +61,7 @@ func Run(ctx context.Context, cfg Config) error {
 	cluster, err := kfake.NewCluster(
 		kfake.NumBrokers(1),
 		kfake.Ports(cfg.Port),
+		kfake.ListenFn(cfg.listen),
 		kfake.ClusterID("millrace-local"),
 		kfake.DataDir(cfg.DataDir),
 		// A member that was killed is noticed after its session ends; clients
@@ -87,7 +93,7 @@ func Run(ctx context.Context, cfg Config) error {
 	}
 	// Opening the log read all of it; hand the memory back.
 	debug.FreeOSMemory()
-	fmt.Printf("kafka listens on 127.0.0.1:%d, log in %s\n", cfg.Port, cfg.DataDir)
+	fmt.Printf("kafka listens on %s:%d, log in %s\n", cfg.host(), cfg.Port, cfg.DataDir)
 
 	// kfake's own ticker does not start again with the broker, so retention is
 	// applied from here.
@@ -102,3 +108,33 @@ func Run(ctx context.Context, cfg Config) error {
 		}
 	}
 }
+
+func (c *Config) host() string {
+	if c.Host == "" {
+		return "127.0.0.1"
+	}
+	return c.Host
+}
+
+// listen is net.Listen on the configured host. kfake tells clients the address
+// that its listener says it has.
+func (c *Config) listen(network, address string) (net.Listener, error) {
+	_, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return nil, err
+	}
+	l, err := net.Listen(network, net.JoinHostPort(c.host(), port))
+	if err != nil || c.Advertise == "" {
+		return l, err
+	}
+	return advertised{l, c.Advertise}, nil
+}
+
+type advertised struct {
+	net.Listener
+	address string
+}
+
+func (l advertised) Addr() net.Addr  { return l }
+func (l advertised) Network() string { return "tcp" }
+func (l advertised) String() string  { return l.address }

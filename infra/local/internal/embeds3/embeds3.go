@@ -9,8 +9,10 @@ package embeds3
 import (
 	"context"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 
 	"github.com/versity/versitygw/backend/meta"
 	"github.com/versity/versitygw/backend/posix"
@@ -22,7 +24,9 @@ const HealthPath = "/healthz"
 
 // Config says where the server listens, what it keeps and whom it tells.
 type Config struct {
-	Port      int
+	Port int
+	// Host is the address to listen on; the loopback interface when empty.
+	Host      string
 	DataDir   string // made when missing
 	Region    string
 	AccessKey string
@@ -72,12 +76,16 @@ func Run(ctx context.Context, cfg Config) error {
 	}
 	defer n.close()
 
-	fmt.Printf("s3 listens on 127.0.0.1:%d, objects in %s\n", cfg.Port, objects)
+	address := net.JoinHostPort(cfg.Host, strconv.Itoa(cfg.Port))
+	if cfg.Host == "" {
+		address = net.JoinHostPort("127.0.0.1", strconv.Itoa(cfg.Port))
+	}
+	fmt.Printf("s3 listens on %s, objects in %s\n", address, objects)
 	err = embedgw.RunVersityGW(ctx, notifying{Backend: gateway, notifier: n}, &embedgw.Config{
 		RootUserAccess: cfg.AccessKey,
 		RootUserSecret: cfg.SecretKey,
 		Region:         cfg.Region,
-		Ports:          []string{fmt.Sprintf("127.0.0.1:%d", cfg.Port)},
+		Ports:          []string{address},
 		MaxConnections: 4096,
 		MaxRequests:    1024,
 		// S3's own limit.
