@@ -221,15 +221,20 @@ func (w *parts) value(s service, v variable) (string, error) {
 // producerSpec is the shop producer. It notes its progress, so that the shop goes
 // on after a restart where it was.
 func (w *parts) producerSpec() (supervise.Spec, error) {
-	progress := w.state.join("data", "loadgen")
-	if err := os.MkdirAll(progress, 0o755); err != nil {
+	folder := w.state.join("data", producer)
+	if err := os.MkdirAll(folder, 0o755); err != nil {
 		return supervise.Spec{}, fmt.Errorf("making the producer's folder: %w", err)
+	}
+	// As fast as possible is another stream: its event times do not follow the clock.
+	progress := filepath.Join(folder, "shop.json")
+	if rate, err := strconv.ParseFloat(w.opts.rate, 64); err == nil && rate == 0 {
+		progress = filepath.Join(folder, "shop-unpaced.json")
 	}
 	return supervise.Spec{
 		Name: producer, Path: filepath.Join(w.opts.bin, producer),
 		Args: []string{
 			"shop", "-rate", w.opts.rate, "-brokers", strings.Join(w.kafka.Brokers, ","),
-			"-resume", filepath.Join(progress, "shop.json"),
+			"-resume", progress,
 		},
 		Env: baseEnv(), StopTimeout: 15 * time.Second,
 	}, nil

@@ -207,7 +207,7 @@ func deliveryLines(s Status, right int) (active, idle []string) {
 }
 
 func processHeader(right int) string {
-	return new(line).add(dim, " PROCESS").right(dim, "pid", right-pidColumn).right(dim, "memory", right-memoryColumn).
+	return new(line).add(dim, " PROCESS").to(15).add(dim, "state").right(dim, "pid", right-pidColumn).right(dim, "memory", right-memoryColumn).
 		right(dim, "cpu", right-cpuColumn).right(dim, "starts", right-restartColumn).right(dim, "address", right-addressColumn).String()
 }
 

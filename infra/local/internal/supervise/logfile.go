@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 )
@@ -95,7 +96,8 @@ func (l *logFile) tail() []string {
 	if s := strings.TrimSpace(string(l.partial)); s != "" {
 		lines = append(lines, s)
 	}
-	return lines
+	// A child that dies again and again says the same each time.
+	return slices.Compact(lines)
 }
 
 func (l *logFile) Close() error {

@@ -192,15 +192,18 @@ func (c *Child) Status() Status {
 // Tail returns the last lines the child printed.
 func (c *Child) Tail() []string { return c.log.tail() }
 
-// WaitReady waits until the child is ready. It returns an error with the child's
-// last words when ctx ends first, or as soon as the child is failing.
+// WaitReady waits until the child is ready. It returns an error when ctx ends first,
+// with the child's last words, or as soon as the child is failing, which has been
+// reported with them.
 func (c *Child) WaitReady(ctx context.Context) error {
 	for {
 		st := c.Status()
 		switch {
 		case st.State == Ready:
 			return nil
-		case st.State == Failing || st.State == Stopped:
+		case st.State == Failing:
+			return fmt.Errorf("%s keeps dying, see above", c.spec.Name)
+		case st.State == Stopped:
 			return c.lastWords(st)
 		}
 		select {

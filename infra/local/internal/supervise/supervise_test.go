@@ -106,13 +106,16 @@ func TestChildThatKeepsDyingIsReportedWithItsLastLines(t *testing.T) {
 }
 
 func TestMissingProgramIsReported(t *testing.T) {
-	s, _ := newSupervisor(t)
+	s, ev := newSupervisor(t)
 	c, err := s.Start(Spec{Name: "absent", Path: filepath.Join(t.TempDir(), "absent"), Ready: func(context.Context) error { return nil }})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := c.WaitReady(t.Context()); err == nil || !strings.Contains(err.Error(), "could not be started") {
+	if err := c.WaitReady(t.Context()); err == nil || !strings.Contains(err.Error(), "keeps dying") {
 		t.Errorf("WaitReady = %v", err)
+	}
+	if ev.find("could not be started") == nil {
+		t.Errorf("the reason was not reported: %+v", ev.all)
 	}
 }
 
