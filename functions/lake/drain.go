@@ -67,7 +67,7 @@ func NewDrainer(kafka *kgo.Client, store *lake.Store, c Config) (*Drainer, error
 		group: c.Group, routes: c.Routes,
 		layout:   layout{Chunk: c.Chunk, ChunkBytes: c.ChunkBytes, Window: c.DedupWindow},
 		parallel: c.Parallel, maxDrain: c.MaxDrain,
-		seeds:   [2]maphash.Seed{maphash.MakeSeed(), maphash.MakeSeed()},
+		seeds:   seeds(),
 		busy:    make(chan struct{}, 1),
 		states:  make(map[partitionID]*partitionState),
 		buckets: make(map[string]*bucketState),

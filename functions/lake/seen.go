@@ -17,6 +17,8 @@ type hasher struct {
 	buf   []byte
 }
 
+func seeds() [2]maphash.Seed { return [2]maphash.Seed{maphash.MakeSeed(), maphash.MakeSeed()} }
+
 func newHasher(seeds [2]maphash.Seed) *hasher { return &hasher{seeds: seeds} }
 
 func (h *hasher) hash(a *lake.Attrs) eventHash {
