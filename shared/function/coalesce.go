@@ -17,6 +17,7 @@ type unit struct {
 	// wake gets the units to lead when the unit was chosen as the next leader, nil
 	// when another leader has set its results. It is made when the unit queues.
 	wake chan []*unit
+	self [1]*unit // the units of a call that is made for this one alone
 }
 
 // coalescer merges units that are in flight at the same time into few calls.
@@ -45,7 +46,8 @@ func (c *coalescer) do(u *unit) bool {
 	if c.running < c.limit {
 		c.running++
 		c.mu.Unlock()
-		c.lead([]*unit{u})
+		u.self[0] = u
+		c.lead(u.self[:])
 		return true
 	}
 	// A unit larger than the whole queue is let in when nothing else waits.

@@ -11,6 +11,9 @@ import (
 // Handle returns exactly one Result an event, in the order of the batch. It must
 // be safe for concurrent use and idempotent: an event may come again, alone or
 // with others, and must then have the same effect and the same reply.
+//
+// The context carries the deadline of the call. Events may be kept after Handle has
+// returned, but one of them holds the memory of the whole request that it came with.
 type Handler interface {
 	Handle(ctx context.Context, batch []event.Event) []Result
 }

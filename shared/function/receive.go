@@ -28,14 +28,13 @@ func (s *Server) receive(w http.ResponseWriter, r *http.Request) {
 // deliver takes the events of a request to the handler and answers, or returns the
 // error to answer with.
 func (s *Server) deliver(w http.ResponseWriter, r *http.Request) error {
-	var q request
-	var err error
-	if q.mode, err = modeOf(r.Header); err != nil {
+	m, err := modeOf(r.Header)
+	if err != nil {
 		s.metrics.refused(err)
 		return err
 	}
 	limit, name := s.cfg.MaxBodyBytes, "MAX_BODY_BYTES"
-	if q.mode == binary {
+	if m == binary {
 		limit, name = s.cfg.MaxEventBytes, "MAX_EVENT_BYTES"
 	}
 	// An unknown length is taken for the largest.
@@ -49,22 +48,22 @@ func (s *Server) deliver(w http.ResponseWriter, r *http.Request) error {
 		s.metrics.refused(err)
 		return err
 	}
+	d := &delivery{Server: s, header: r.Header}
 	body, err := readBody(r, limit, name)
 	if err == nil {
-		err = q.decode(r.Header, body)
+		err = d.decode(m, body)
 	}
 	if err != nil {
 		s.metrics.refused(err)
 		return err
 	}
-	n := int64(len(q.messages))
+	n := int64(len(d.messages))
 	s.metrics.inFlight.Add(n)
 	defer s.metrics.inFlight.Add(-n)
 
-	d := delivery{Server: s, header: r.Header, messages: q.messages}
 	d.handle()
 	defer d.count()
-	if q.mode == batched {
+	if m == batched {
 		return d.answerBatch(w, r)
 	}
 	return d.answer(w)
@@ -79,13 +78,43 @@ type delivery struct {
 	results  []Result      // one a message
 	spans    []trace.Span  // one a message, or none
 	outcomes []outcome     // one a message
+	unit     unit
+
+	// Room for the one event of most requests.
+	one struct {
+		message [1]events.Message
+		event   [1]event.Event
+		outcome [1]outcome
+	}
+}
+
+// decode takes the events out of a request's body, which they alias.
+func (d *delivery) decode(m mode, body []byte) error {
+	var err error
+	switch m {
+	case batched:
+		d.messages, err = events.ParseBatch(body)
+	case structured:
+		d.messages = d.one.message[:]
+		d.messages[0], err = events.ParseJSON(body)
+	case binary:
+		d.messages = d.one.message[:]
+		d.messages[0], err = events.FromHTTP(d.header, body)
+	}
+	if err != nil {
+		return Invalid("invalid CloudEvent: %w", err)
+	}
+	if n := len(d.messages); n == 1 {
+		d.events, d.outcomes = d.one.event[:], d.one.outcome[:]
+	} else {
+		d.events, d.outcomes = make([]event.Event, n), make([]outcome, n)
+	}
+	return nil
 }
 
 // handle sets the results of all messages.
 func (d *delivery) handle() {
 	n := len(d.messages)
-	d.events = make([]event.Event, n)
-	d.outcomes = make([]outcome, n)
 	var refused []error // one a message, or none
 	var convert events.Converter
 	good := 0
@@ -112,9 +141,10 @@ func (d *delivery) handle() {
 			d.spans[i] = d.tracer.start(d.header, &d.messages[i])
 		}
 	}
-	u := unit{events: d.events, spans: d.spans}
+	u := &d.unit
+	u.events, u.spans = d.events, d.spans
 	if refused != nil {
-		u = unit{}
+		u.events, u.spans = nil, nil
 		for i, err := range refused {
 			if err == nil {
 				u.events = append(u.events, d.events[i])
@@ -124,7 +154,7 @@ func (d *delivery) handle() {
 			}
 		}
 	}
-	if good > 0 && !d.coalescer.do(&u) {
+	if good > 0 && !d.coalescer.do(u) {
 		err := overloaded(d.cfg.MaxQueue)
 		u.results = make([]Result, good)
 		for i := range u.results {
@@ -276,6 +306,9 @@ func (d *delivery) settle(i int, err error, o outcome) {
 	if o == failed || o == unavailable {
 		level = slog.LevelError
 	}
+	if !d.logger.Enabled(d.calls, level) {
+		return
+	}
 	m := &d.messages[i]
 	d.failures.log(level, "event not handled", "outcome", outcomeNames[o], "error", err,
 		"id", m.Get("id"), "source", m.Get("source"), "type", m.Get("type"))
@@ -308,8 +341,10 @@ func (d *delivery) answer(w http.ResponseWriter) error {
 	return nil
 }
 
+var emptyBody = []string{"0"}
+
 func accept(w http.ResponseWriter) {
-	w.Header()["Content-Length"] = []string{"0"}
+	w.Header()["Content-Length"] = emptyBody
 	w.WriteHeader(http.StatusAccepted)
 }
 

@@ -12,7 +12,7 @@ import (
 	"github.com/millrace-dev/millrace/shared/events"
 )
 
-// mode is the content mode of a request with CloudEvents.
+// mode is the content mode of a request.
 type mode int
 
 const (
@@ -55,33 +55,6 @@ func unsupported(format string, args ...any) error {
 
 func tooLarge(format string, args ...any) error {
 	return &statusError{status: http.StatusRequestEntityTooLarge, err: fmt.Errorf(format, args...)}
-}
-
-// request is a decoded request.
-type request struct {
-	mode     mode
-	messages []events.Message
-	one      [1]events.Message // messages of all but a batch
-}
-
-// decode takes the events out of a request's body, which they alias.
-func (q *request) decode(h http.Header, body []byte) error {
-	var err error
-	switch q.mode {
-	case binary:
-		q.one[0], err = events.FromHTTP(h, body)
-	case structured:
-		q.one[0], err = events.ParseJSON(body)
-	case batched:
-		q.messages, err = events.ParseBatch(body)
-	}
-	if err != nil {
-		return Invalid("invalid CloudEvent: %w", err)
-	}
-	if q.mode != batched {
-		q.messages = q.one[:]
-	}
-	return nil
 }
 
 // firstRead is how much is allocated for a body before any of it has come, so

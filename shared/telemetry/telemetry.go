@@ -2,11 +2,12 @@
 // Prometheus to scrape, and traces and metrics over OTLP when a collector is
 // configured.
 //
-// It uses OpenTelemetry's own SDK rather than knative.dev/pkg/observability: the
-// same signals with half the start-up work, no Kubernetes client libraries, and a
-// registry of its own. It defines no application metric; packages make theirs from
-// otel.Meter. Without OTEL_EXPORTER_OTLP_ENDPOINT nothing is sent anywhere and
-// spans are not recorded at all.
+// It uses OpenTelemetry's SDK as it is. knative.dev/pkg/observability wraps the same
+// SDK, but is configured by a ConfigMap, exports metrics either to Prometheus or over
+// OTLP, and serves them from the process-wide registry on a port of its own; a
+// function has one port and no ConfigMap. This package defines no application metric;
+// packages make theirs from otel.Meter. Without OTEL_EXPORTER_OTLP_ENDPOINT nothing
+// is sent anywhere and spans are not recorded at all.
 package telemetry
 
 import (
