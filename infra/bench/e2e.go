@@ -7,6 +7,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"maps"
 	"math"
 	"net/http"
 	"os"
@@ -20,6 +21,8 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"github.com/millrace-dev/millrace/shared/eventing"
+	"github.com/millrace-dev/millrace/shared/events"
 	"github.com/millrace-dev/millrace/shared/kafka"
 )
 
@@ -38,6 +41,7 @@ func (f *e2eFlags) flags(fs *flag.FlagSet) {
 }
 
 const (
+	rawTopic       = "tracking.raw_user_behavior"
 	validatedTopic = "tracking.user_behavior.validated"
 	invalidTopic   = "tracking.user_behavior.invalid"
 	lakeGroup      = "millrace-lake"
@@ -61,7 +65,7 @@ func (b *bench) endToEnd(ctx context.Context) (sections []section, err error) {
 		}
 		p.stop()
 	}()
-	w, err := watchVerdicts(p.brokers)
+	w, err := watchVerdicts(p.brokers, filepath.Join(b.root, "triggers"))
 	if err != nil {
 		return nil, err
 	}
@@ -73,7 +77,7 @@ func (b *bench) endToEnd(ctx context.Context) (sections []section, err error) {
 	}
 	start := row{Name: "local runner with embedded Kafka and S3 and all functions, before any load"}
 	start.add("s to running", p.started.Seconds())
-	start.add(colRSS, float64(idle.rss)/megabyte)
+	start.add(colRSS, float64(total(idle).rss)/megabyte)
 
 	s := section{Title: "local runner end to end, raw topic to verdict topics, producer on the same cores", Notes: []string{
 		"latency: from the raw record's timestamp to the verdict record's, both in whole milliseconds;",
@@ -86,19 +90,22 @@ func (b *bench) endToEnd(ctx context.Context) (sections []section, err error) {
 		{id: "e2e-sustained", name: fmt.Sprintf("sustained at %s/s for %v", number(b.e2e.sustained), 8*scale), rate: b.e2e.sustained, duration: 8 * scale},
 		{id: "e2e-fast", name: fmt.Sprintf("%s events as fast as possible", thousands(int64(b.e2e.count))), count: b.e2e.count},
 	}
+	var processes section
 	for i := range phases {
 		b.log("e2e: %s", phases[i].name)
 		var r row
-		r, err = b.runPhase(ctx, p, w, &phases[i], i)
+		var each []row
+		r, each, err = b.runPhase(ctx, p, w, &phases[i], i)
 		if len(r.Values) > 0 {
 			s.Rows = append(s.Rows, r)
+			processes = section{Title: "the runner's processes in the last row above", Rows: each}
 		}
 		if err != nil {
 			err = fmt.Errorf("%s: %w", phases[i].name, err)
 			break
 		}
 	}
-	return []section{{Title: "local runner's start", Rows: []row{start}}, s}, err
+	return []section{{Title: "local runner's start", Rows: []row{start}}, s, processes}, err
 }
 
 // phase is one load: at a rate for a duration, or so many as fast as possible.
@@ -109,15 +116,15 @@ type phase struct {
 	count    uint64
 }
 
-func (b *bench) runPhase(ctx context.Context, p *platform, w *watcher, ph *phase, number int) (row, error) {
-	r := row{ID: ph.id, Name: ph.name}
+func (b *bench) runPhase(ctx context.Context, p *platform, w *watcher, ph *phase, number int) (r row, processes []row, err error) {
+	r = row{ID: ph.id, Name: ph.name}
 	program, err := b.program("loadgen")
 	if err != nil {
-		return r, err
+		return r, nil, err
 	}
 	before, err := treeUsage(p.cmd.Process.Pid)
 	if err != nil {
-		return r, err
+		return r, nil, err
 	}
 	w.reset()
 	report := filepath.Join(b.tmp, fmt.Sprintf("phase-%d.json", number))
@@ -131,9 +138,9 @@ func (b *bench) runPhase(ctx context.Context, p *platform, w *watcher, ph *phase
 	cmd := exec.CommandContext(ctx, program, args...)
 	var failed bytes.Buffer
 	cmd.Stderr = &failed
-	began := time.Now()
+	own, machine, began := ownCPU(), machineCPU(), time.Now()
 	if err := cmd.Start(); err != nil {
-		return r, err
+		return r, nil, err
 	}
 	sending := make(chan error, 1)
 	go func() { sending <- cmd.Wait() }()
@@ -147,43 +154,46 @@ func (b *bench) runPhase(ctx context.Context, p *platform, w *watcher, ph *phase
 		select {
 		case err := <-sending:
 			if err != nil {
-				return r, fmt.Errorf("the load generator: %w\n%s", err, tail(failed.Bytes(), 5))
+				return r, nil, fmt.Errorf("the load generator: %w\n%s", err, tail(failed.Bytes(), 5))
 			}
 			if expected, err = delivered(report); err != nil {
-				return r, err
+				return r, nil, err
 			}
 			sent = time.Now()
 		case <-w.grown:
 		case <-ticker.C:
 			u, err := treeUsage(p.cmd.Process.Pid)
 			if err != nil {
-				return r, fmt.Errorf("the runner has gone: %w", err)
+				return r, nil, fmt.Errorf("the runner has gone: %w", err)
 			}
-			memory = append(memory, u.rss)
+			memory = append(memory, total(u).rss)
 			if quiet := time.Since(w.lastGrowth(began)); quiet > stalled {
-				return r, fmt.Errorf("no verdict for %s; %d have arrived", quiet.Round(time.Second), w.count())
+				return r, nil, fmt.Errorf("no verdict for %s; %d have arrived", quiet.Round(time.Second), w.count())
 			}
 		case <-ctx.Done():
-			return r, ctx.Err()
+			return r, nil, ctx.Err()
 		}
 	}
 	after, err := treeUsage(p.cmd.Process.Pid)
 	if err != nil {
-		return r, err
+		return r, nil, err
 	}
-	memory = append(memory, after.rss)
+	memory = append(memory, total(after).rss)
+	own, machine = ownCPU()-own, machineCPU()-machine
+	took := time.Since(began)
 	finished := w.lastGrowth(began)
 	latencies, twice, err := w.take()
 	if err != nil {
-		return r, err
+		return r, nil, err
 	}
 	r.add(colRate, float64(expected)/finished.Sub(began).Seconds())
 	r.add("sent/s", float64(expected)/sent.Sub(began).Seconds())
 	r.add(colP50, quantile(latencies, 0.5))
 	r.add(colP99, quantile(latencies, 0.99))
 	r.add(colMax, quantile(latencies, 1))
-	r.add(colCPU, perMillion(after.cpu-before.cpu, expected))
-	r.add(colLoader, perMillion(cmd.ProcessState.UserTime()+cmd.ProcessState.SystemTime(), expected))
+	spent, loader := total(after).cpu-total(before).cpu, cmd.ProcessState.UserTime()+cmd.ProcessState.SystemTime()
+	r.add(colCPU, perMillion(spent, expected))
+	r.add(colLoader, perMillion(loader, expected))
 	for _, at := range []struct {
 		name string
 		at   int
@@ -192,14 +202,22 @@ func (b *bench) runPhase(ctx context.Context, p *platform, w *watcher, ph *phase
 	}
 	r.add(colPeak, float64(slices.Max(memory))/megabyte)
 	r.add("twice", float64(twice))
+	r.add(colOthers, (machine-own-spent-loader).Seconds()/took.Seconds())
+	for _, name := range slices.Sorted(maps.Keys(after)) {
+		one := row{Name: name}
+		one.add(colCPU, perMillion(after[name].cpu-before[name].cpu, expected))
+		one.add(colRSS, float64(after[name].rss)/megabyte)
+		one.add(colPeak, float64(after[name].peak)/megabyte)
+		processes = append(processes, one)
+	}
 	// Last, so that the rest is told also if the lake does not come to an end.
 	drained, err := p.waitForLake(ctx, finished)
 	if err != nil {
 		r.add("lake s", math.NaN())
-		return r, err
+		return r, processes, err
 	}
 	r.add("lake s", drained.Seconds())
-	return r, nil
+	return r, processes, nil
 }
 
 // delivered reads how many messages the load generator saw acknowledged.
@@ -350,38 +368,58 @@ func (p *platform) waitForLake(ctx context.Context, since time.Time) (time.Durat
 	}
 }
 
-// watcher reads the verdict topics and takes the time of each verdict.
+// watcher reads the raw and the verdict topics and takes the time from each raw
+// record to its verdict. They are matched by the verdict's id, which follows from
+// the raw record's place.
 type watcher struct {
 	client *kgo.Client
+	source string // of the raw records' events
 	stop   context.CancelFunc
 	done   chan struct{}
 	grown  chan struct{} // signalled when verdicts came
 
 	mu        sync.Mutex
 	err       error
-	seen      map[[16]byte]struct{} // ids, of all phases
-	fresh     uint64                // in this phase
+	pairs     map[string]pair // by the verdict's id, of all phases
+	verdicts  uint64          // in this phase
 	twice     uint64
 	last      time.Time
 	latencies []time.Duration
 }
 
-func watchVerdicts(brokers string) (*watcher, error) {
+// pair holds the timestamps of a raw record and its verdict, in milliseconds since
+// the epoch; 0 is one that was not read yet.
+type pair struct{ raw, verdict int64 }
+
+func watchVerdicts(brokers, manifests string) (*watcher, error) {
+	graph, err := eventing.Load(manifests)
+	if err != nil {
+		return nil, err
+	}
+	w := &watcher{done: make(chan struct{}), grown: make(chan struct{}, 1), pairs: map[string]pair{}}
+	for _, s := range graph.KafkaSources {
+		if slices.Contains(s.Topics, rawTopic) {
+			w.source = eventing.KafkaEventSource(s.Namespace, s.Name, rawTopic)
+		}
+	}
+	if w.source == "" {
+		return nil, fmt.Errorf("no KafkaSource in %s reads topic %s", manifests, rawTopic)
+	}
 	options, err := kafka.Config{Brokers: []string{brokers}, ClientID: "bench"}.Options()
 	if err != nil {
 		return nil, err
 	}
-	client, err := kgo.NewClient(append(options, kgo.ConsumeTopics(validatedTopic, invalidTopic),
+	w.client, err = kgo.NewClient(append(options, kgo.ConsumeTopics(rawTopic, validatedTopic, invalidTopic),
 		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()), kgo.FetchMaxWait(100*time.Millisecond))...)
 	if err != nil {
 		return nil, err
 	}
 	ctx, stop := context.WithCancel(context.Background())
-	w := &watcher{client: client, stop: stop, done: make(chan struct{}), grown: make(chan struct{}, 1), seen: map[[16]byte]struct{}{}}
+	w.stop = stop
 	go func() {
 		defer close(w.done)
 		for {
-			fetches := client.PollFetches(ctx)
+			fetches := w.client.PollFetches(ctx)
 			if ctx.Err() != nil {
 				return
 			}
@@ -398,30 +436,32 @@ func (w *watcher) add(fetches kgo.Fetches) {
 		w.err = err
 	}
 	fetches.EachRecord(func(r *kgo.Record) {
-		var id [16]byte
-		var at time.Time
-		for _, h := range r.Headers {
-			switch h.Key {
-			case "ce_id":
-				copy(id[:], h.Value) // half of its digits tell it from others
-			case "ce_time":
-				var err error
-				if at, err = time.Parse(time.RFC3339Nano, string(h.Value)); err != nil {
-					w.err = fmt.Errorf("ce_time of a verdict: %w", err)
+		var id string
+		if r.Topic == rawTopic {
+			id = events.ReplyID(w.source, fmt.Sprintf("partition:%d/offset:%d", r.Partition, r.Offset), "validate")
+		} else {
+			for _, h := range r.Headers {
+				if h.Key == "ce_id" {
+					id = string(h.Value)
 				}
 			}
 		}
-		if at.IsZero() {
-			w.err = errors.New("a verdict has no ce_time")
-		}
-		if _, ok := w.seen[id]; ok {
+		p := w.pairs[id]
+		switch at := r.Timestamp.UnixMilli(); {
+		case r.Topic == rawTopic:
+			p.raw = at
+		case p.verdict != 0:
 			w.twice++
 			return
+		default:
+			p.verdict = at
+			w.verdicts++
+			w.last = time.Now()
 		}
-		w.seen[id] = struct{}{}
-		w.fresh++
-		w.latencies = append(w.latencies, r.Timestamp.Sub(at))
-		w.last = time.Now()
+		w.pairs[id] = p
+		if p.raw != 0 && p.verdict != 0 {
+			w.latencies = append(w.latencies, time.Duration(p.verdict-p.raw)*time.Millisecond)
+		}
 	})
 	select {
 	case w.grown <- struct{}{}:
@@ -432,13 +472,14 @@ func (w *watcher) add(fetches kgo.Fetches) {
 func (w *watcher) reset() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.fresh, w.twice, w.latencies, w.last = 0, 0, nil, time.Time{}
+	w.verdicts, w.twice, w.latencies, w.last = 0, 0, nil, time.Time{}
 }
 
+// count is how many raw records have got their verdict.
 func (w *watcher) count() uint64 {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.fresh
+	return uint64(len(w.latencies))
 }
 
 // lastGrowth is when the latest verdict came, or from if none has.
@@ -455,6 +496,9 @@ func (w *watcher) lastGrowth(from time.Time) time.Time {
 func (w *watcher) take() (latencies []time.Duration, twice uint64, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if n := w.verdicts - uint64(len(w.latencies)); n > 0 && w.err == nil {
+		w.err = fmt.Errorf("%d verdicts belong to no raw record", n)
+	}
 	slices.Sort(w.latencies)
 	return w.latencies, w.twice, w.err
 }

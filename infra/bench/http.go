@@ -115,12 +115,13 @@ func (f *function) measure(ctx context.Context, cfg loadConfig) (row, error) {
 	if err != nil {
 		return r, err
 	}
-	own := ownCPU()
+	own, machine, began := ownCPU(), machineCPU(), time.Now()
 	result, err := load(ctx, cfg)
 	if err != nil {
 		return r, err
 	}
-	own = ownCPU() - own
+	took := time.Since(began)
+	own, machine = ownCPU()-own, machineCPU()-machine
 	after, err := processUsage(f.cmd.Process.Pid)
 	if err != nil {
 		return r, err
@@ -137,6 +138,7 @@ func (f *function) measure(ctx context.Context, cfg loadConfig) (row, error) {
 	r.add(colRSS, float64(after.rss)/megabyte)
 	r.add(colPeak, float64(after.peak)/megabyte)
 	r.add(colErrors, float64(result.bad()))
+	r.add(colOthers, (machine-own-(after.cpu-before.cpu)).Seconds()/took.Seconds())
 	return r, nil
 }
 

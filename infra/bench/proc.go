@@ -64,12 +64,12 @@ func processUsage(pid int) (usage, error) {
 	return u, nil
 }
 
-// treeUsage adds up a process and all that descend from it.
-func treeUsage(root int) (usage, error) {
+// treeUsage reads a process and all that descend from it, by their names.
+func treeUsage(root int) (map[string]usage, error) {
 	children := map[int][]int{}
 	paths, err := filepath.Glob("/proc/[0-9]*/stat")
 	if err != nil {
-		return usage{}, err
+		return nil, err
 	}
 	for _, path := range paths {
 		stat, err := os.ReadFile(path)
@@ -83,21 +83,67 @@ func treeUsage(root int) (usage, error) {
 			children[parent] = append(children[parent], pid)
 		}
 	}
-	var sum usage
+	tree := map[string]usage{}
 	for pending := []int{root}; len(pending) > 0; {
 		pid := pending[0]
 		pending = append(pending[1:], children[pid]...)
 		u, err := processUsage(pid)
 		if err != nil {
 			if pid == root {
-				return sum, err
+				return nil, err
 			}
 			continue
 		}
+		name := processName(pid)
+		sum := tree[name]
+		tree[name] = usage{cpu: sum.cpu + u.cpu, rss: sum.rss + u.rss, peak: max(sum.peak, u.peak)}
+	}
+	return tree, nil
+}
+
+// processName is the program's name, with the subcommand if there is one.
+func processName(pid int) string {
+	line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	if err != nil {
+		return strconv.Itoa(pid)
+	}
+	args := strings.Split(strings.TrimSuffix(string(line), "\x00"), "\x00")
+	name := filepath.Base(args[0])
+	if len(args) > 1 && !strings.HasPrefix(args[1], "-") {
+		name += " " + args[1]
+	}
+	return name
+}
+
+// total adds up a tree.
+func total(tree map[string]usage) (sum usage) {
+	for _, u := range tree {
 		sum.cpu += u.cpu
 		sum.rss += u.rss
 	}
-	return sum, nil
+	return sum
+}
+
+// machineCPU is the CPU time of everything on the machine since it was started.
+func machineCPU() time.Duration {
+	stat, err := os.ReadFile("/proc/stat")
+	if err != nil {
+		return 0
+	}
+	line, _, _ := strings.Cut(string(stat), "\n")
+	fields := strings.Fields(line) // cpu user nice system idle iowait irq softirq steal
+	var busy time.Duration
+	for i, field := range fields {
+		if i == 0 || i == 4 || i == 5 || i > 8 {
+			continue
+		}
+		ticks, err := strconv.ParseInt(field, 10, 64)
+		if err != nil {
+			return 0
+		}
+		busy += time.Duration(ticks) * clockTick
+	}
+	return busy
 }
 
 // freePorts finds n ports in a row that nobody listens on.

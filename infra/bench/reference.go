@@ -73,10 +73,9 @@ func (b *bench) againstReference(ctx context.Context) ([]section, error) {
 	if err != nil {
 		return nil, err
 	}
-	const topic = "tracking.raw_user_behavior"
-	stream, ok := contracts.ByTopic(topic)
+	stream, ok := contracts.ByTopic(rawTopic)
 	if !ok {
-		return nil, fmt.Errorf("there is no contract for topic %s", topic)
+		return nil, fmt.Errorf("there is no contract for topic %s", rawTopic)
 	}
 	values := bytes.Split(bytes.TrimSuffix(content, []byte("\n")), []byte("\n"))
 	for _, value := range values[:min(1000, len(values))] {

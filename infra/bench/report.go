@@ -68,7 +68,8 @@ func (r *row) get(name string) float64 {
 	return math.NaN()
 }
 
-// Columns that more than one table has.
+// Columns that more than one table has. The cores that other programs kept busy
+// meanwhile tell how much a row is worth.
 const (
 	colRate   = "events/s"
 	colP50    = "p50 ms"
@@ -79,6 +80,7 @@ const (
 	colRSS    = "RSS MB"
 	colPeak   = "peak RSS MB"
 	colErrors = "errors"
+	colOthers = "others' cores"
 	colStart  = "ms to first 200"
 	colIdle   = "idle RSS MB"
 	colRatio  = "times the reference per CPU-second"

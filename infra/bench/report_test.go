@@ -112,8 +112,11 @@ func TestUsage_ofThisProcess(t *testing.T) {
 		t.Errorf("usage %+v", u)
 	}
 	tree, err := treeUsage(os.Getpid())
-	if err != nil || tree.rss < u.rss/2 {
+	if err != nil || total(tree).rss < u.rss/2 || tree[processName(os.Getpid())].rss == 0 {
 		t.Errorf("tree %+v, %v; the process alone %+v", tree, err, u)
+	}
+	if all := machineCPU(); all < u.cpu {
+		t.Errorf("the machine has used %v, this process %v of it", all, u.cpu)
 	}
 }
 
