@@ -22,6 +22,19 @@ const (
 	MetricRaw         = "dev.millrace.metric.raw.v1"
 	MetricValidated   = "dev.millrace.metric.validated.v1"
 	MetricInvalid     = "dev.millrace.metric.invalid.v1"
+
+	// ObjectCreated begins the types of events of objects that were written, by the
+	// CloudEvents adapter for S3; ObjectPut is the one of a plain PUT.
+	ObjectCreated = "com.amazonaws.s3.ObjectCreated:"
+	ObjectPut     = "com.amazonaws.s3.ObjectCreated:Put"
+
+	// The warehouse's steps, each saying that it is done with an object; ETLFailed
+	// says that a batch goes no further.
+	BronzeLoaded      = "dev.millrace.etl.bronze.loaded.v1"
+	SilverTransformed = "dev.millrace.etl.silver.transformed.v1"
+	GoldLoaded        = "dev.millrace.etl.gold.loaded.v1"
+	GoldChecked       = "dev.millrace.etl.gold.checked.v1"
+	ETLFailed         = "dev.millrace.etl.failed.v1"
 )
 
 // Extension attributes.

@@ -329,7 +329,9 @@ func text(raw []byte, escaped bool) (string, error) {
 // alias views bytes that nobody changes any more as a string. One copy less per
 // attribute is most of what a batch would allocate; the rule that it needs, not to
 // change a body once it was parsed, holds for Data anyway.
-func alias(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }
+func alias(b []byte) string {
+	return unsafe.String(unsafe.SliceData(b), len(b)) //nolint:gosec // bytes and length come from one slice
+}
 
 // IsJSON tells whether a media type says that the content is JSON.
 func IsJSON(contentType string) bool {

@@ -20,10 +20,10 @@ import (
 	"github.com/millrace-dev/millrace/shared/events"
 )
 
-// accept takes every event and replies nothing: what is measured is the runtime.
+// acceptAll takes every event and replies nothing: what is measured is the runtime.
 var acceptAll = HandlerFunc(func(_ context.Context, batch []event.Event) []Result { return make([]Result, len(batch)) })
 
-// reflect replies to every event with its own data.
+// reflectAll replies to every event with its own data.
 var reflectAll = HandlerFunc(func(_ context.Context, batch []event.Event) []Result {
 	results := make([]Result, len(batch))
 	for i := range batch {
@@ -109,7 +109,7 @@ func BenchmarkHTTP(b *testing.B) {
 		{"batch=100/reply", 100, reflectAll},
 	} {
 		b.Run(bench.name, func(b *testing.B) {
-			l, err := net.Listen("tcp", "127.0.0.1:0")
+			l, err := new(net.ListenConfig).Listen(b.Context(), "tcp", "127.0.0.1:0")
 			if err != nil {
 				b.Fatal(err)
 			}
@@ -132,12 +132,12 @@ func BenchmarkHTTP(b *testing.B) {
 			before := cpu()
 			for range connections {
 				loaders.Go(func() {
-					c, err := net.Dial("tcp", l.Addr().String())
+					c, err := new(net.Dialer).DialContext(b.Context(), "tcp", l.Addr().String())
 					if err != nil {
 						b.Error(err)
 						return
 					}
-					defer c.Close()
+					defer func() { _ = c.Close() }()
 					r := bufio.NewReaderSize(c, 64<<10)
 					for left.Add(-1) >= 0 {
 						if _, err := c.Write(request); err != nil {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"strconv"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -69,7 +70,7 @@ func TestArrivalsDuringACallShareTheNext(t *testing.T) {
 		s := newServer(t, Config{Concurrency: 1}, g)
 		var ws []*httptest.ResponseRecorder
 		for i := range 4 {
-			ws = append(ws, concurrently(s, binaryRequest(message(fmt.Sprint(i)))))
+			ws = append(ws, concurrently(s, binaryRequest(message(strconv.Itoa(i)))))
 		}
 		ws = append(ws, concurrently(s, batchRequest(messages("a", "b")...)))
 		close(g.hold)
@@ -112,7 +113,7 @@ func TestConcurrencyBoundsTheCalls(t *testing.T) {
 		g := newGate(echo)
 		s := newServer(t, Config{Concurrency: 3}, g)
 		for i := range 5 {
-			concurrently(s, binaryRequest(message(fmt.Sprint(i))))
+			concurrently(s, binaryRequest(message(strconv.Itoa(i))))
 		}
 		if len(g.calls) != 3 {
 			t.Errorf("%d calls at one time, want 3", len(g.calls))
@@ -265,9 +266,9 @@ func TestSequentialSendsKeepTheirOrder(t *testing.T) {
 	for k := range senders {
 		senderGroup.Go(func() {
 			for i := 0; i < sends; i += 2 {
-				a, b := message(fmt.Sprint(i)), message(fmt.Sprint(i+1))
-				a.Set("type", fmt.Sprint(k))
-				b.Set("type", fmt.Sprint(k))
+				a, b := message(strconv.Itoa(i)), message(strconv.Itoa(i+1))
+				a.Set("type", strconv.Itoa(k))
+				b.Set("type", strconv.Itoa(k))
 				requests := []*http.Request{batchRequest(a, b)}
 				if i%4 == 0 {
 					requests = []*http.Request{binaryRequest(a), binaryRequest(b)}
@@ -283,10 +284,10 @@ func TestSequentialSendsKeepTheirOrder(t *testing.T) {
 	senderGroup.Wait()
 	var want []string
 	for i := range sends {
-		want = append(want, fmt.Sprint(i))
+		want = append(want, strconv.Itoa(i))
 	}
 	for k := range senders {
-		if diff := cmp.Diff(want, seen[fmt.Sprint(k)]); diff != "" {
+		if diff := cmp.Diff(want, seen[strconv.Itoa(k)]); diff != "" {
 			t.Errorf("sender %d (-want +got)\n%s", k, diff)
 		}
 	}

@@ -2,6 +2,7 @@ package function
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"os"
 	"runtime"
@@ -71,7 +72,7 @@ func (c Config) withDefaults() Config {
 
 func (c Config) check() error {
 	if c.Name == "" {
-		return fmt.Errorf("FUNCTION_NAME: required (no K_SERVICE to take it from)")
+		return errors.New("FUNCTION_NAME: required (no K_SERVICE to take it from)")
 	}
 	if c.Port < 0 || c.Port > 65535 {
 		return fmt.Errorf("PORT=%d: must be between 0 and 65535", c.Port)

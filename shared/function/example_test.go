@@ -2,6 +2,7 @@ package function_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -36,7 +37,7 @@ func Example() {
 	defer s.Close()
 
 	for _, body := range []string{`{"name": "Ada"}`, `"Ada"`} {
-		request, err := http.NewRequest(http.MethodPost, s.URL, strings.NewReader(body))
+		request, err := http.NewRequestWithContext(context.Background(), http.MethodPost, s.URL, strings.NewReader(body))
 		if err != nil {
 			fmt.Println(err)
 			return
@@ -52,7 +53,7 @@ func Example() {
 			return
 		}
 		answer, err := io.ReadAll(response.Body)
-		if err != nil {
+		if err := errors.Join(err, response.Body.Close()); err != nil {
 			fmt.Println(err)
 			return
 		}

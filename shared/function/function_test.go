@@ -78,7 +78,7 @@ func do(s http.Handler, r *http.Request) *http.Response {
 func text(t *testing.T, r *http.Response) string {
 	t.Helper()
 	b, err := io.ReadAll(r.Body)
-	if err != nil {
+	if err := errors.Join(err, r.Body.Close()); err != nil {
 		t.Fatal(err)
 	}
 	return string(b)

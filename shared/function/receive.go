@@ -474,5 +474,5 @@ func (l *failureLog) log(level slog.Level, text string, args ...any) {
 	if n := l.skipped.Swap(0); n > 0 {
 		args = append(args, "not_logged_before", n)
 	}
-	l.logger.Log(context.Background(), level, text, args...)
+	l.logger.Log(context.Background(), level, text, args...) //nolint:sloglint // the callers' texts are static
 }

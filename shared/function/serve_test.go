@@ -36,6 +36,19 @@ func serve(t *testing.T, s *Server) (url string, stop func(), ended <-chan error
 	return "http://" + l.Addr().String(), cancel, result
 }
 
+func get(t *testing.T, client *http.Client, url string) *http.Response {
+	t.Helper()
+	r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	answer, err := client.Do(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return answer
+}
+
 // post sends the event over HTTP in binary mode.
 func post(t *testing.T, client *http.Client, url string, m events.Message) (*http.Response, error) {
 	t.Helper()
@@ -68,8 +81,8 @@ func TestDrainFinishesWhatIsInFlight(t *testing.T) {
 	// A connection from before, which a probe could still use.
 	probe := &http.Client{Transport: &http.Transport{}}
 	<-began
-	if r, err := probe.Get(url + "/readyz"); err != nil || r.StatusCode != 200 {
-		t.Fatalf("not ready at first: %v %v", r, err)
+	if r := get(t, probe, url+"/readyz"); r.StatusCode != 200 {
+		t.Fatalf("not ready at first: %s", r.Status)
 	}
 	stop()
 	for !s.draining.Load() { // until Serve has seen it
@@ -175,12 +188,15 @@ func TestMain(m *testing.M) {
 }
 
 func freePort() int {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := new(net.ListenConfig).Listen(context.Background(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		panic(err)
 	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
+	port := l.Addr().(*net.TCPAddr).Port
+	if err := l.Close(); err != nil {
+		panic(err)
+	}
+	return port
 }
 
 // The real thing: a process that gets SIGTERM with an event in flight answers it
@@ -212,11 +228,7 @@ func TestRunAsProcess(t *testing.T) {
 	if err != nil || r.StatusCode != 202 {
 		t.Fatalf("%v %v", r, err)
 	}
-	r, err = http.Get(url + "/metrics")
-	if err != nil {
-		t.Fatal(err)
-	}
-	metrics := text(t, r)
+	metrics := text(t, get(t, http.DefaultClient, url+"/metrics"))
 	for _, want := range []string{
 		`function_events_total{outcome="accepted",type="in"} 1`,
 		`function_handling_seconds_bucket{le="0.0001"}`,

@@ -2,7 +2,6 @@ package telemetry
 
 import (
 	"context"
-	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -29,24 +28,16 @@ func TestMetricsOfTheServiceAndTheProcess(t *testing.T) {
 	}
 	counter.Add(t.Context(), 3)
 
-	s := httptest.NewServer(set.MetricsHandler())
-	defer s.Close()
-	r, err := http.Get(s.URL)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer r.Body.Close()
-	body, err := io.ReadAll(r.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
+	w := httptest.NewRecorder()
+	set.MetricsHandler().ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/metrics", nil))
+	body := w.Body.String()
 	for _, want := range []string{
 		"things_done_total 3\n",
 		`target_info{service_name="svc",service_version="` + BuildVersion() + `"} 1`,
 		"process_resident_memory_bytes ",
 		"go_goroutines ",
 	} {
-		if !strings.Contains(string(body), want) {
+		if !strings.Contains(body, want) {
 			t.Errorf("lacks %q:\n%s", want, body)
 		}
 	}
