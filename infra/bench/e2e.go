@@ -16,7 +16,6 @@ import (
 	"slices"
 	"strconv"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -257,7 +256,7 @@ func (b *bench) startPlatform(ctx context.Context) (*platform, error) {
 		}
 	}
 	const ports = 16 // more than there are parts
-	base, err := freePorts(ports)
+	base, err := freePorts(ctx, ports)
 	if err != nil {
 		return nil, err
 	}
@@ -272,7 +271,8 @@ func (b *bench) startPlatform(ctx context.Context) (*platform, error) {
 		return nil, err
 	}
 	defer log.Close()
-	p.cmd = exec.Command(program, "up", "-root", b.root, "-bin", b.bin, "-state", filepath.Join(b.tmp, "state"),
+	// Ended by stop, in order, not by the context.
+	p.cmd = exec.CommandContext(context.WithoutCancel(ctx), program, "up", "-root", b.root, "-bin", b.bin, "-state", filepath.Join(b.tmp, "state"),
 		"-port-base", strconv.Itoa(base), "-no-load", "-plain")
 	p.cmd.Env = append(os.Environ(), "LOG_LEVEL=warn", "KAFKA_BROKERS=", "S3_ENDPOINT=")
 	p.cmd.Stdout, p.cmd.Stderr = log, log
@@ -280,9 +280,12 @@ func (b *bench) startPlatform(ctx context.Context) (*platform, error) {
 	if err := p.cmd.Start(); err != nil {
 		return nil, fmt.Errorf("starting the runner: %w", err)
 	}
-	go func() { p.cmd.Wait(); close(p.exited) }()
+	go func() {
+		_ = p.cmd.Wait() // its last lines tell more
+		close(p.exited)
+	}()
 	for url := fmt.Sprintf("http://127.0.0.1:%d/status", base); ; {
-		if p.running(url) {
+		if p.running(ctx, url) {
 			p.started = time.Since(began)
 			return p, nil
 		}
@@ -308,8 +311,12 @@ func (b *bench) startPlatform(ctx context.Context) (*platform, error) {
 
 var statusClient = &http.Client{Timeout: time.Second}
 
-func (p *platform) running(url string) bool {
-	resp, err := statusClient.Get(url)
+func (p *platform) running(ctx context.Context, url string) bool {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, http.NoBody)
+	if err != nil {
+		return false
+	}
+	resp, err := statusClient.Do(req)
 	if err != nil {
 		return false
 	}
@@ -321,15 +328,7 @@ func (p *platform) running(url string) bool {
 }
 
 // stop ends the runner, which ends its processes.
-func (p *platform) stop() {
-	p.cmd.Process.Signal(syscall.SIGTERM)
-	select {
-	case <-p.exited:
-	case <-time.After(30 * time.Second):
-		p.cmd.Process.Kill()
-		<-p.exited
-	}
-}
+func (p *platform) stop() { terminate(p.cmd.Process, p.exited) }
 
 // waitForLake waits until the lake has committed all verdicts, which it does when
 // they are in objects.

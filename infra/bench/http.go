@@ -214,7 +214,7 @@ func (b *bench) startValidate(ctx context.Context) (*function, error) {
 	if err != nil {
 		return nil, err
 	}
-	port, err := freePorts(1)
+	port, err := freePorts(ctx, 1)
 	if err != nil {
 		return nil, err
 	}
@@ -224,7 +224,8 @@ func (b *bench) startValidate(ctx context.Context) (*function, error) {
 		return nil, err
 	}
 	defer log.Close()
-	f.cmd = exec.Command(program)
+	// Ended by stop, in order, not by the context.
+	f.cmd = exec.CommandContext(context.WithoutCancel(ctx), program)
 	f.cmd.Env = append(os.Environ(), "PORT="+strconv.Itoa(port), "FUNCTION_NAME=validate", "LOG_LEVEL=warn", "GOMEMLIMIT=192MiB")
 	f.cmd.Stdout, f.cmd.Stderr = log, log
 	client := &http.Client{Timeout: time.Second}
@@ -234,14 +235,10 @@ func (b *bench) startValidate(ctx context.Context) (*function, error) {
 	}
 	const patience = 10 * time.Second
 	for {
-		resp, err := client.Get("http://" + f.address + "/readyz")
+		err := ready(ctx, client, "http://"+f.address+"/readyz")
 		if err == nil {
-			resp.Body.Close()
-			if resp.StatusCode == http.StatusOK {
-				f.started = time.Since(began)
-				return f, nil
-			}
-			err = errors.New(resp.Status)
+			f.started = time.Since(began)
+			return f, nil
 		}
 		if time.Since(began) > patience || ctx.Err() != nil {
 			f.stop()
@@ -252,17 +249,45 @@ func (b *bench) startValidate(ctx context.Context) (*function, error) {
 	}
 }
 
+// ready asks for a 200.
+func ready(ctx context.Context, client *http.Client, url string) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, http.NoBody)
+	if err != nil {
+		return err
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return errors.New(resp.Status)
+	}
+	return nil
+}
+
 // stop ends the process and waits for it.
 func (f *function) stop() {
-	f.cmd.Process.Signal(syscall.SIGTERM)
-	done := make(chan struct{})
-	go func() { f.cmd.Wait(); close(done) }()
-	select {
-	case <-done:
-	case <-time.After(10 * time.Second):
-		f.cmd.Process.Kill()
-		<-done
+	exited := make(chan struct{})
+	go func() {
+		_ = f.cmd.Wait() // how it ends does not matter any more
+		close(exited)
+	}()
+	terminate(f.cmd.Process, exited)
+}
+
+// terminate asks a process to end, and ends it if it does not.
+func terminate(p *os.Process, exited <-chan struct{}) {
+	const patience = 30 * time.Second
+	if p.Signal(syscall.SIGTERM) == nil {
+		select {
+		case <-exited:
+			return
+		case <-time.After(patience):
+		}
 	}
+	_ = p.Kill() // fails only if it has ended
+	<-exited
 }
 
 // checkAnswers sends one good and one bad event and one batch before anything is

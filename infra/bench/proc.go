@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -147,12 +148,13 @@ func machineCPU() time.Duration {
 }
 
 // freePorts finds n ports in a row that nobody listens on.
-func freePorts(n int) (int, error) {
+func freePorts(ctx context.Context, n int) (int, error) {
+	var listener net.ListenConfig
 search:
 	for base := 20_000; base < 60_000; base += n {
 		var held []net.Listener
 		for i := range n {
-			l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", base+i))
+			l, err := listener.Listen(ctx, "tcp", fmt.Sprintf("127.0.0.1:%d", base+i))
 			if err != nil {
 				closeAll(held)
 				continue search

@@ -62,7 +62,7 @@ func (o *output) flags(fs *flag.FlagSet, bad float64) {
 	fs.StringVar(&o.topic, "topic", "", "Kafka topic (default that of the format: "+shape.Connect.Topic()+" or "+shape.CDCFlat.Topic()+")")
 	fs.IntVar(&o.partitions, "partitions", 0, "partitions of the topic if it has to be made (default 12; 1 for the CDC topic)")
 	fs.IntVar(&o.replication, "replication", -1, "replicas of the topic if it has to be made; -1 is the cluster's default")
-	fs.StringVar(&o.compression, "compression", "lz4", "record compression: none, gzip, snappy, lz4, zstd")
+	fs.StringVar(&o.compression, "compression", "snappy", "record compression: none, gzip, snappy, lz4, zstd")
 	fs.BoolVar(&o.numbered, "seq-header", false, "number the messages in the record header "+target.SeqHeader)
 	fs.DurationVar(&o.wait, "wait", time.Minute, "how long to wait for Kafka at the start")
 

@@ -523,6 +523,7 @@ func TestRun_mistakesAreExplained(t *testing.T) {
 		"shop -no-key -key session":  "contradict each other",
 		"shop -products 3":           "a catalogue has at least",
 		"shop -stdout -url http://x": "-stdout and -url exclude each other",
+		"shop -url localhost:8080":   `"localhost:8080" is not an http address`,
 		"shop -to-csv x.csv":         "-to-csv needs a -count",
 		"shop -compression best":     `compression "best" is none of`,
 		"shop -brokers http://x:1":   "is not a host:port",

@@ -69,8 +69,7 @@ func Open(path string) (*Reader, error) {
 	}
 	r, err := NewReader(f)
 	if err != nil {
-		f.Close()
-		return nil, fmt.Errorf("%s: %w", path, err)
+		return nil, errors.Join(fmt.Errorf("%s: %w", path, err), f.Close())
 	}
 	r.close = f.Close
 	return r, nil
@@ -258,7 +257,9 @@ func Create(path string) (*Writer, error) {
 	}
 	w.out = bufio.NewWriterSize(to, 1<<20)
 	w.finish = append([]func() error{w.out.Flush}, w.finish...)
-	w.out.WriteString(strings.Join(columns[:], ",") + "\n") // an error stays in the writer
+	if _, err := w.out.WriteString(strings.Join(columns[:], ",") + "\n"); err != nil {
+		return nil, errors.Join(err, w.Close())
+	}
 	return w, nil
 }
 

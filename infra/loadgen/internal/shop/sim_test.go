@@ -65,7 +65,7 @@ func TestSim_sessionAndTimeIdentifyAnEvent(t *testing.T) {
 		}
 		seen := map[identity]bool{}
 		last := int64(0)
-		for i, e := range take(s, 200_000) {
+		for i, e := range take(s, 100_000) {
 			id := identity{e.Session, e.Time}
 			if seen[id] {
 				t.Fatalf("density %v: event %d repeats session %s at %s", density, i, e.Session, FormatTime(e.Time))

@@ -8,6 +8,7 @@ import (
 	"hash/fnv"
 	"io"
 	"net/http"
+	"net/url"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -57,8 +58,10 @@ func NewHTTP(cfg HTTPConfig) (*HTTP, error) {
 	if cfg.Batch < 1 || cfg.Connections < 1 {
 		return nil, fmt.Errorf("batch and connections must be at least 1, got %d and %d", cfg.Batch, cfg.Connections)
 	}
-	if _, err := http.NewRequest(http.MethodPost, cfg.URL, nil); err != nil {
+	if u, err := url.Parse(cfg.URL); err != nil {
 		return nil, err
+	} else if u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
+		return nil, fmt.Errorf("%q is not an http address", cfg.URL)
 	}
 	t := &HTTP{cfg: cfg, ledger: newLedger(cfg.First, underWay)}
 	t.client = &http.Client{

@@ -73,6 +73,8 @@ func NewKafka(cfg KafkaConfig) (*Kafka, error) {
 		// One more than the ledger lets through, so that producing never blocks.
 		kgo.MaxBufferedRecords(underWay+1),
 		kgo.ProducerLinger(5*time.Millisecond),
+		// A broker that comes back is noticed soon.
+		kgo.RetryBackoffFn(func(n int) time.Duration { return min(50*time.Millisecond<<min(n, 4), 500*time.Millisecond) }),
 		// A broker that has just started may not know its topics yet.
 		kgo.UnknownTopicRetries(-1),
 		kgo.ProducerOnDataLossDetected(func(topic string, partition int32) {
