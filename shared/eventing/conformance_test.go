@@ -84,8 +84,8 @@ func (r *engineRun) Settle(ctx context.Context) error {
 	return r.engine.settle(ctx, r.produced)
 }
 
-// brokerlessSettle: everything that was written has been read and nothing is under
-// way.
+// settle returns when everything that was written has been read and nothing is under
+// way. It cannot say so of an engine that has just begun to read.
 func (e *running) settle(ctx context.Context, produced int) error {
 	return eventually(ctx, func() error {
 		s := e.Stats()
@@ -117,8 +117,11 @@ func (e *running) settle(ctx context.Context, produced int) error {
 	})
 }
 
-// eventually waits until f returns nil and gives its last error when ctx ends first.
+// eventually waits until f returns nil and gives its last error when ctx ends first,
+// or when it takes far longer than it may.
 func eventually(ctx context.Context, f func() error) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
 	for {

@@ -74,6 +74,7 @@ func (c *consumer) start(opts []kgo.Opt) error {
 		kgo.FetchMaxBytes(4<<20),
 		kgo.FetchMaxPartitionBytes(1<<20),
 		kgo.FetchMaxWait(time.Second),
+		kgo.MetadataMaxAge(15*time.Second), // how soon a topic that is made later is read
 	)...)
 	if err != nil {
 		return fmt.Errorf("making the consumer of group %s: %w", c.group, err)

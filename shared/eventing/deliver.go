@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/base64"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net/http"
 	"strconv"
@@ -96,8 +95,10 @@ type delivery struct {
 	refused func(s scope, m *events.Message, o outcome) error
 	// failed is told of every failed attempt.
 	failed func(o outcome, again bool)
-	// single is set once the destination said that it takes no batches.
+	// single is set once the destination has shown that it takes no batches.
 	single atomic.Bool
+	// refusals counts the events that were refused.
+	refusals atomic.Uint64
 }
 
 // step is what follows a failed attempt.
@@ -173,11 +174,9 @@ func (d *delivery) deliver(s scope, ms []events.Message) error {
 		case halve:
 			return d.halves(s, ms)
 		case apart:
-			if o.status == http.StatusUnsupportedMediaType {
-				d.single.Store(true)
-			}
-			return d.each(s, ms)
+			return d.breakUp(s, ms, o)
 		case giveUp:
+			d.refusals.Add(1)
 			return d.refused(s, &ms[0], o)
 		}
 	}
@@ -209,6 +208,21 @@ func (d *delivery) halves(s scope, ms []events.Message) error {
 	go func() { first <- d.deliver(s, a) }()
 	second := d.deliver(s, b)
 	return errors.Join(<-first, second)
+}
+
+// breakUp delivers the events of a refused batch one by one. A destination that says
+// 415, or refuses a batch and then takes every event of it, takes no batches: it
+// gets none from then on.
+func (d *delivery) breakUp(s scope, ms []events.Message, o outcome) error {
+	if o.status == http.StatusUnsupportedMediaType {
+		d.single.Store(true)
+	}
+	before := d.refusals.Load()
+	err := d.each(s, ms)
+	if err == nil && !retried(o.status) && d.refusals.Load() == before {
+		d.single.Store(true)
+	}
+	return err
 }
 
 func (d *delivery) each(s scope, ms []events.Message) error {
@@ -244,27 +258,39 @@ type route struct {
 	main delivery
 	// dead is nil when there is no dead-letter sink.
 	dead *delivery
-	// replies is the Broker that takes the replies; nil discards them.
-	replies *topicOutlet
+	// replies brings the replies to the Broker; nil discards them.
+	replies *delivery
 	// logged is when a failure was last logged, in Unix nanoseconds: a sink that is
 	// away for an hour is not worth a line a retry.
 	logged atomic.Int64
 }
 
-func newRoute(f *flow, log *slog.Logger, to outlet, spec *Delivery, dead outlet, replies *topicOutlet, parallel int) *route {
-	r := &route{flow: f, log: log, replies: replies}
+func newRoute(f *flow, log *slog.Logger, to outlet, spec *Delivery, dead, replies outlet, parallel int) *route {
+	r := &route{flow: f, log: log}
 	r.main.outlet, r.main.spec, r.main.parallel = to, spec, parallel
 	r.main.accepted, r.main.refused, r.main.failed = r.accepted, r.refused, r.failed
 	if dead != nil {
-		r.dead = &delivery{outlet: dead, spec: spec, forever: true, parallel: parallel}
+		r.dead = &delivery{outlet: dead, spec: spec, forever: true, parallel: parallel, failed: r.failed}
 		r.dead.accepted = func(_ scope, ms, _ []events.Message) (outcome, error) {
 			f.dead.Add(uint64(len(ms)))
 			return outcome{}, nil
 		}
-		r.dead.failed = r.failed
+	}
+	if replies != nil {
+		r.replies = &delivery{outlet: replies, spec: spec, parallel: 1, failed: r.failed}
+		r.replies.accepted = func(_ scope, ms, _ []events.Message) (outcome, error) {
+			f.replies.Add(uint64(len(ms)))
+			return outcome{}, nil
+		}
+		r.replies.refused = func(_ scope, _ *events.Message, o outcome) error { return &replyRefused{o} }
 	}
 	return r
 }
+
+// replyRefused is a reply that cannot be kept.
+type replyRefused struct{ outcome outcome }
+
+func (e *replyRefused) Error() string { return "storing the reply: " + e.outcome.err.Error() }
 
 // deliver brings the events to the sink, their replies to the Broker and what could
 // not be delivered to the dead letters; it returns nil when all that has happened.
@@ -321,21 +347,12 @@ func (r *route) reply(s scope, replies []events.Message) (outcome, error) {
 	if r.replies == nil || len(replies) == 0 {
 		return outcome{}, nil
 	}
-	for retry := 1; ; retry++ {
-		o := r.replies.send(s.ctx, replies)
-		switch {
-		case o.err == nil:
-			r.flow.replies.Add(uint64(len(replies)))
-			return o, nil
-		case o.final || o.status == http.StatusRequestEntityTooLarge:
-			// The subscriber did its work, but what it answered cannot be kept.
-			return outcome{err: fmt.Errorf("storing the reply: %w", o.err), status: http.StatusBadGateway, detail: []byte(o.err.Error()), final: true}, nil
-		}
-		r.failed(o, true)
-		if err := s.wait(min(patience.delay(retry, 0), maxPatience)); err != nil {
-			return outcome{}, err
-		}
+	err := r.replies.deliver(s, replies)
+	if refused := (*replyRefused)(nil); errors.As(err, &refused) {
+		// The subscriber did its work, but what it answered cannot be kept.
+		return outcome{err: err, status: http.StatusBadGateway, detail: []byte(err.Error()), final: true}, nil
 	}
+	return outcome{}, err
 }
 
 func (r *route) refused(s scope, m *events.Message, o outcome) error {

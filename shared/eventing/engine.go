@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -28,6 +29,7 @@ type Engine struct {
 
 	topics    map[string]*topicOutlet
 	jobs      map[string]*jobOutlet
+	routers   map[string]*routerOutlet
 	ingresses map[string]*ingress
 	consumers []*consumer
 	pingers   []*pinger
@@ -65,7 +67,7 @@ func New(c Config) (*Engine, error) {
 	}
 	e := &Engine{
 		config: c, log: c.Logger, kafkaOpts: append(opts, c.KafkaOptions...), transport: newTransport(),
-		topics: map[string]*topicOutlet{}, jobs: map[string]*jobOutlet{}, ingresses: map[string]*ingress{},
+		topics: map[string]*topicOutlet{}, jobs: map[string]*jobOutlet{}, routers: map[string]*routerOutlet{}, ingresses: map[string]*ingress{},
 		lags: map[*flow]*consumer{}, killed: make(chan struct{}),
 	}
 	e.produceContext, e.produceCancel = context.WithCancel(context.Background())
@@ -85,6 +87,12 @@ func (e *Engine) build() error {
 	for _, s := range g.KafkaSinks {
 		to := Destination{Kind: ToKafkaSink, Namespace: s.Namespace, Name: s.Name}
 		e.addTopic(to, s.Topic, s.Structured, s.Object)
+	}
+	for _, r := range g.Routers {
+		to := Destination{Kind: ToRouter, Namespace: r.Namespace, Name: r.Name}
+		out := newRouterOutlet(e, to, r)
+		e.routers[to.String()] = out
+		e.addIngress(to, r.Object, out)
 	}
 	for _, s := range g.JobSinks {
 		to := Destination{Kind: ToJobSink, Namespace: s.Namespace, Name: s.Name}
@@ -129,6 +137,8 @@ func (e *Engine) outlet(to Destination, spec *Delivery) (outlet, error) {
 		return e.topics[to.String()], nil
 	case ToJobSink:
 		return e.jobs[to.String()], nil
+	case ToRouter:
+		return e.routers[to.String()], nil
 	default:
 		h := &httpOutlet{to: to, addresses: Addresses{Service: e.config.Service}, timeout: e.config.Timeout, client: e.transport}
 		if spec != nil {
@@ -145,7 +155,7 @@ func (e *Engine) outlet(to Destination, spec *Delivery) (outlet, error) {
 }
 
 // route is the route of a source or Trigger; replies may be nil.
-func (e *Engine) route(kind string, o Object, to Destination, spec *Delivery, replies *topicOutlet, parallel int) (*route, error) {
+func (e *Engine) route(kind string, o Object, to Destination, spec *Delivery, replies outlet, parallel int) (*route, error) {
 	main, err := e.outlet(to, spec)
 	if err != nil {
 		return nil, err
@@ -186,7 +196,15 @@ func (e *Engine) parallel(ordered bool) int {
 }
 
 func (e *Engine) addSource(s *KafkaSource) error {
-	r, err := e.route("KafkaSource", s.Object, s.Sink, orKnative(s.Delivery), nil, e.parallel(s.Ordered))
+	spec := orKnative(s.Delivery)
+	var replies outlet
+	if s.Replies != nil {
+		var err error
+		if replies, err = e.outlet(*s.Replies, spec); err != nil {
+			return fmt.Errorf("replies: %w", err)
+		}
+	}
+	r, err := e.route("KafkaSource", s.Object, s.Sink, spec, replies, e.parallel(s.Ordered))
 	if err != nil {
 		return err
 	}
@@ -292,6 +310,28 @@ func (e *Engine) shut(ctx context.Context, cs []*consumer) {
 // connect reaches Kafka and prepares it: the topics and where the groups begin. It
 // returns nil when ctx ends before.
 func (e *Engine) connect(ctx context.Context) (*kgo.Client, error) {
+	warned := false
+	for try := 1; ; try++ {
+		setup, cancel := context.WithTimeout(ctx, 10*time.Second)
+		err := e.prepare(setup)
+		cancel()
+		if err == nil {
+			return e.newProducer()
+		}
+		if ctx.Err() != nil {
+			return nil, nil
+		}
+		if !warned || try%20 == 0 {
+			e.log.Warn("Kafka is not ready, waiting for it", "brokers", e.config.Kafka.Brokers, "error", err)
+			warned = true
+		}
+		if (scope{ctx, nil}).wait(min(patience.delay(try, 0), 2*time.Second)) != nil {
+			return nil, nil
+		}
+	}
+}
+
+func (e *Engine) newProducer() (*kgo.Client, error) {
 	client, err := kgo.NewClient(append(e.kafkaOpts[:len(e.kafkaOpts):len(e.kafkaOpts)],
 		kgo.RequiredAcks(kgo.AllISRAcks()),
 		kgo.ProducerLinger(0),
@@ -303,28 +343,8 @@ func (e *Engine) connect(ctx context.Context) (*kgo.Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("making the Kafka client: %w", err)
 	}
-	warned := false
-	for try := 1; ; try++ {
-		setup, cancel := context.WithTimeout(ctx, 10*time.Second)
-		err := e.prepare(setup, client)
-		cancel()
-		if err == nil {
-			e.producer.Store(client)
-			return client, nil
-		}
-		if ctx.Err() != nil {
-			client.Close()
-			return nil, nil
-		}
-		if !warned || try%20 == 0 {
-			e.log.Warn("Kafka is not ready, waiting for it", "brokers", e.config.Kafka.Brokers, "error", err)
-			warned = true
-		}
-		if (scope{ctx, nil}).wait(min(patience.delay(try, 0), 2*time.Second)) != nil {
-			client.Close()
-			return nil, nil
-		}
-	}
+	e.producer.Store(client)
+	return client, nil
 }
 
 func (e *Engine) maxBytes(topic string) int32 {
@@ -336,7 +356,12 @@ func (e *Engine) maxBytes(topic string) int32 {
 	return kafka.DefaultMaxBytes
 }
 
-func (e *Engine) prepare(ctx context.Context, client *kgo.Client) error {
+func (e *Engine) prepare(ctx context.Context) error {
+	client, err := kgo.NewClient(e.kafkaOpts...)
+	if err != nil {
+		return fmt.Errorf("making the Kafka client: %w", err)
+	}
+	defer client.Close()
 	if err := client.Ping(ctx); err != nil {
 		return fmt.Errorf("reaching Kafka: %w", err)
 	}
@@ -362,6 +387,16 @@ func (e *Engine) prepare(ctx context.Context, client *kgo.Client) error {
 			return err
 		}
 	}
+	for _, r := range g.Routers {
+		for _, topic := range r.Topics {
+			if topic == discarded {
+				continue
+			}
+			if err := ensure(topic, r.Partitions, r.Replication); err != nil {
+				return err
+			}
+		}
+	}
 	limits, err := kafka.MaxBytes(ctx, client, names...)
 	if err != nil {
 		return err
@@ -370,8 +405,15 @@ func (e *Engine) prepare(ctx context.Context, client *kgo.Client) error {
 		// The client counts a little less than the broker measures.
 		e.limits.Store(topic, max(512, n-1024))
 	}
+	// A client that has just learned that topics do not exist believes it for a while.
+	fresh, err := kgo.NewClient(e.kafkaOpts...)
+	if err != nil {
+		return fmt.Errorf("making the Kafka client: %w", err)
+	}
+	defer fresh.Close()
+	admin := kadm.NewClient(fresh)
 	for _, t := range g.Triggers {
-		if err := beginAtEnd(ctx, client, t.Group(), g.broker(t.Namespace, t.Broker).Topic); err != nil {
+		if err := beginAtEnd(ctx, admin, t.Group(), g.broker(t.Namespace, t.Broker).Topic); err != nil {
 			return fmt.Errorf("preparing Trigger %s: %w", t.Name, err)
 		}
 	}
@@ -379,52 +421,45 @@ func (e *Engine) prepare(ctx context.Context, client *kgo.Client) error {
 		if s.FromEarliest {
 			continue
 		}
-		if err := beginAtEnd(ctx, client, s.Group, s.Topics...); err != nil {
+		if err := beginAtEnd(ctx, admin, s.Group, s.Topics...); err != nil {
 			return fmt.Errorf("preparing KafkaSource %s: %w", s.Name, err)
 		}
 	}
 	return nil
 }
 
-// beginAtEnd commits the ends of the topics' partitions for a group that has no
-// offsets for them, as Knative's control plane does when it makes a Trigger. From
-// then on nothing is missed, also while nobody runs. A group with members is left
-// alone: it has begun already.
-func beginAtEnd(ctx context.Context, client *kgo.Client, group string, topics ...string) error {
-	admin := kadm.NewClient(client)
-	existing, err := admin.ListTopics(ctx, topics...)
-	if err != nil {
-		return fmt.Errorf("listing topics: %w", err)
-	}
-	var known []string
-	for _, topic := range topics {
-		// Records of a topic that is not there yet all come after now.
-		if existing.Has(topic) {
-			known = append(known, topic)
-		}
-	}
-	if len(known) == 0 {
-		return nil
-	}
-	committed, err := admin.FetchOffsetsForTopics(ctx, group, known...)
-	// Some brokers answer so for a group that nobody has used yet.
-	if err != nil && !errors.Is(err, kerr.GroupIDNotFound) {
-		return fmt.Errorf("fetching the offsets of group %s: %w", group, err)
-	}
-	missing := kadm.Offsets{}
-	ends, err := admin.ListEndOffsets(ctx, known...)
+// beginAtEnd commits the ends of the topics' partitions for a group that has not
+// begun, as Knative's control plane does when it makes a Trigger. From then on
+// nothing is missed, also while nobody runs: a partition without an offset is read
+// from its start, since it can only be one that was added later. All topics have to
+// exist: for a group that has begun without an offset, a later call would take the
+// records that it has not done yet for old ones.
+func beginAtEnd(ctx context.Context, admin *kadm.Client, group string, topics ...string) error {
+	ends, err := admin.ListEndOffsets(ctx, topics...)
 	if err == nil {
 		err = ends.Error()
 	}
 	if err != nil {
-		return fmt.Errorf("listing end offsets: %w", err)
+		return fmt.Errorf("listing the ends of %s: %w", strings.Join(topics, ", "), err)
 	}
-	ends.Each(func(end kadm.ListedOffset) {
-		if at, ok := committed.Lookup(end.Topic, end.Partition); !ok || at.At < 0 {
-			missing.AddOffset(end.Topic, end.Partition, end.Offset, -1)
+	committed, err := admin.FetchOffsets(ctx, group)
+	// Some brokers answer so for a group that nobody has used yet.
+	if err != nil && !errors.Is(err, kerr.GroupIDNotFound) {
+		return fmt.Errorf("fetching the offsets of group %s: %w", group, err)
+	}
+	offsets := kadm.Offsets{}
+	for _, topic := range topics {
+		if len(ends[topic]) == 0 {
+			return fmt.Errorf("topic %s does not exist", topic)
 		}
-	})
-	if len(missing) == 0 {
+		if len(committed[topic]) > 0 {
+			continue
+		}
+		for _, end := range ends[topic] {
+			offsets.AddOffset(end.Topic, end.Partition, end.Offset, -1)
+		}
+	}
+	if len(offsets) == 0 {
 		return nil
 	}
 	groups, err := admin.DescribeGroups(ctx, group)
@@ -432,9 +467,9 @@ func beginAtEnd(ctx context.Context, client *kgo.Client, group string, topics ..
 		return fmt.Errorf("describing group %s: %w", group, err)
 	}
 	if len(groups[group].Members) > 0 {
-		return nil
+		return nil // another engine has begun already
 	}
-	if err := admin.CommitAllOffsets(ctx, group, missing); err != nil {
+	if err := admin.CommitAllOffsets(ctx, group, offsets); err != nil {
 		return fmt.Errorf("committing where group %s begins: %w", group, err)
 	}
 	return nil
@@ -469,6 +504,11 @@ func (e *Engine) Stats() Stats {
 		case *topicOutlet:
 			_, last := out.failure.get()
 			s.Sinks = append(s.Sinks, SinkStats{Kind: in.kind, Namespace: in.object.Namespace, Name: in.object.Name, Topic: out.topic, Written: out.written.Load(), LastError: last})
+		case *routerOutlet:
+			for _, t := range out.topics {
+				_, last := t.failure.get()
+				s.Sinks = append(s.Sinks, SinkStats{Kind: in.kind, Namespace: in.object.Namespace, Name: in.object.Name, Topic: t.topic, Written: t.written.Load(), LastError: last})
+			}
 		case *jobOutlet:
 			_, last := out.started.failure.get()
 			s.Sinks = append(s.Sinks, SinkStats{Kind: in.kind, Namespace: in.object.Namespace, Name: in.object.Name, Written: out.started.n.Load(), LastError: last})

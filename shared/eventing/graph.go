@@ -20,6 +20,9 @@ type Graph struct {
 	PingSources  []*PingSource
 	JobSinks     []*JobSink
 	SinkBindings []*SinkBinding
+	// Routers are no Knative objects and come from no manifest: who makes a graph by
+	// hand uses them in place of one KafkaSink a topic.
+	Routers []*Router
 	// Services are the Knative Services among the manifests. They are not
 	// executed; when there are any, a reference to another one is an error.
 	Services []*Service
@@ -74,6 +77,22 @@ type KafkaSource struct {
 	Sink         Destination
 	Delivery     *Delivery
 	Extensions   map[string]string
+	// Replies is where the sink's replies go. Nil discards them, as Knative does;
+	// manifests cannot say anything else.
+	Replies *Destination
+}
+
+// Router writes events to topics by their type.
+type Router struct {
+	Object
+	// Topics are the topics by event type; the type "*" stands for all others. The
+	// topic "-" discards events. An event of a type without a topic is refused.
+	Topics map[string]string
+	// Partitions and Replication are those of topics that the engine has to create; 0
+	// means the engine's defaults.
+	Partitions  int32
+	Replication int16
+	Structured  bool
 }
 
 // KafkaSink writes the events it is sent to a topic.
@@ -142,6 +161,7 @@ const (
 	ToService   DestinationKind = "Service"
 	ToKafkaSink DestinationKind = "KafkaSink"
 	ToJobSink   DestinationKind = "JobSink"
+	ToRouter    DestinationKind = "Router"
 	ToURI       DestinationKind = "URI"
 )
 
@@ -253,6 +273,8 @@ func ingressPath(d Destination) string {
 		return "/kafkasinks/" + d.Namespace + "/" + d.Name
 	case ToJobSink:
 		return "/jobsinks/" + d.Namespace + "/" + d.Name
+	case ToRouter:
+		return "/routers/" + d.Namespace + "/" + d.Name
 	default:
 		return "/" + d.Namespace + "/" + d.Name
 	}
@@ -333,6 +355,13 @@ func (g *Graph) Topics() map[string]int32 {
 	}
 	for _, s := range g.KafkaSinks {
 		topics[s.Topic] = s.Partitions
+	}
+	for _, r := range g.Routers {
+		for _, topic := range r.Topics {
+			if topic != discarded {
+				topics[topic] = r.Partitions
+			}
+		}
 	}
 	return topics
 }

@@ -22,8 +22,8 @@ type ingress struct {
 	refused  atomic.Uint64
 }
 
-// Handler accepts events: POST /<namespace>/<broker>, and POST /kafkasinks/ and
-// /jobsinks/<namespace>/<name>. A request is one event in binary or structured mode
+// Handler accepts events: POST /<namespace>/<broker>, and POST /kafkasinks/,
+// /jobsinks/ and /routers/<namespace>/<name>. A request is one event in binary or structured mode
 // or a batch of them. The answers are
 //
 //	202  all events are in Kafka, on all replicas (their jobs are started)
@@ -69,7 +69,7 @@ func (e *Engine) serveIngress(w http.ResponseWriter, r *http.Request) {
 	case o.err == nil:
 		in.accepted.Add(uint64(len(ms)))
 		w.WriteHeader(http.StatusAccepted)
-	case o.status == http.StatusRequestEntityTooLarge:
+	case !o.patient && o.status >= 400 && o.status < 500:
 		in.rejected.Add(1)
 		http.Error(w, o.err.Error(), o.status)
 	default:
