@@ -18,6 +18,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -131,16 +132,30 @@ func freePort(t testing.TB) int {
 	return l.Addr().(*net.TCPAddr).Port
 }
 
-// build makes the server's program once a test process.
+// build makes the server's program.
 var build = sync.OnceValues(func() (string, error) {
 	if program := os.Getenv(Program); program != "" {
 		return program, nil
 	}
 	_, here, _, _ := runtime.Caller(0)
 	module := filepath.Join(filepath.Dir(here), "..", "..", "..", "infra", "local")
-	dir, err := os.MkdirTemp("", "millrace-s3-")
+	// One place for all test processes, so that only a change links it again, and
+	// one of them at a time.
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		cache = os.TempDir()
+	}
+	dir := filepath.Join(cache, "millrace-test")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", err
+	}
+	lock, err := os.Create(filepath.Join(dir, "lock"))
 	if err != nil {
 		return "", err
+	}
+	defer lock.Close()
+	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
+		return "", fmt.Errorf("locking %s: %w", lock.Name(), err)
 	}
 	program := filepath.Join(dir, "millrace")
 	cmd := exec.Command("go", "build", "-o", program, ".")
