@@ -123,6 +123,9 @@ SELECT b.event_time, b.event_type, b.product_id, b.category_id, b.category_code,
 FROM bronze.events b JOIN etl.loads l USING (load_id)
 WHERE b.op IS DISTINCT FROM 'd';
 
+CREATE FUNCTION silver.price_tier(price double precision) RETURNS varchar LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN CASE WHEN price < 50 THEN 'low' WHEN price < 250 THEN 'medium' WHEN price < 1000 THEN 'high' ELSE 'luxury' END;
+
 -- silver: one row a distinct event.
 --
 -- A position is kafka_partition * 2^44 + kafka_offset: the order of arrival among the

@@ -1,0 +1,104 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/millrace-dev/millrace/shared/lake"
+	"github.com/millrace-dev/millrace/shared/quality"
+)
+
+// check validates what gold has of an object.
+func (s *Steps) check(ctx context.Context, tx pgx.Tx, o object) (outcome, error) {
+	id, loads, err := pending(ctx, tx, o, "gold")
+	if err != nil {
+		return outcome{}, err
+	}
+	if len(loads) == 0 {
+		return s.lastOutcome(ctx, tx, id, "gold")
+	}
+	metrics := map[string]float64{}
+	var live, facts float64
+	err = tx.QueryRow(ctx, `SELECT count(*), count(f.record_hash)
+		FROM (SELECT DISTINCT record_hash FROM bronze.events WHERE load_id = ANY ($1)) b
+		JOIN silver.events s ON s.record_hash = b.record_hash AND NOT s.deleted
+		LEFT JOIN dwh.fact_events f ON f.record_hash = b.record_hash`, loads).Scan(&live, &facts)
+	if err != nil {
+		return outcome{}, fmt.Errorf("counting facts: %w", err)
+	}
+	metrics["live_events"], metrics["facts"] = live, facts
+	failures, err := s.validate(ctx, tx, "gold", o, loads, metrics)
+	if err != nil {
+		return outcome{}, err
+	}
+	if len(failures) > 0 {
+		return s.stop(ctx, tx, "gold", loads, failures)
+	}
+	return outcome{state: succeeded, rows: int64(facts)}, advance(ctx, tx, loads, "checked")
+}
+
+// scopes give the rows of loads in each layer's table.
+var scopes = map[string]string{
+	"bronze": `SELECT * FROM bronze.events WHERE load_id IN (%s)`,
+	"silver": `SELECT s.* FROM (SELECT DISTINCT record_hash FROM bronze.events WHERE load_id IN (%s)) b JOIN silver.events s USING (record_hash)`,
+	"gold":   `SELECT f.* FROM (SELECT DISTINCT record_hash FROM bronze.events WHERE load_id IN (%s)) b JOIN dwh.fact_events f USING (record_hash)`,
+}
+
+// validate runs a layer's suite on the rows of loads, keeps the report, and names
+// the critical checks that failed.
+func (s *Steps) validate(ctx context.Context, tx pgx.Tx, layer string, o object, loads []int64, metrics map[string]float64) ([]string, error) {
+	failures, report, err := s.evaluate(ctx, tx, layer, o, loads, metrics)
+	if err != nil {
+		return nil, err
+	}
+	return failures, s.keep(ctx, tx, layer, o, loads, failures, report)
+}
+
+func (s *Steps) evaluate(ctx context.Context, tx pgx.Tx, layer string, o object, loads []int64, metrics map[string]float64) ([]string, *quality.Report, error) {
+	report, err := s.suites[layer].Run(ctx, tx, quality.Scope{
+		From:    fmt.Sprintf(scopes[layer], strings.Trim(strings.Join(strings.Fields(fmt.Sprint(loads)), ", "), "[]")),
+		Metrics: metrics, Now: now(), Run: fmt.Sprintf("%s-%d", layer, loads[len(loads)-1]),
+		Batch: map[string]any{"bucket": o.Bucket, "key": o.Key, "loads": loads},
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	return report.Blocked(), report, nil
+}
+
+// keep writes the report to the lake and then to the database. The object's key
+// follows from the loads, so that a step that is done again replaces it.
+func (s *Steps) keep(ctx context.Context, tx pgx.Tx, layer string, o object, loads []int64, failures []string, report *quality.Report) error {
+	text, err := json.Marshal(report)
+	if err != nil {
+		return fmt.Errorf("writing the report: %w", err)
+	}
+	last := loads[len(loads)-1]
+	key := fmt.Sprintf("quality/%s/%s/load-%010d.json", layer, strings.TrimSuffix(o.Key, ".json"), last)
+	if _, err := s.store.Put(ctx, s.reports, key, text, "application/json", nil, lake.Condition{}); err != nil {
+		s.bucket.Store(false)
+		return err
+	}
+	_, err = tx.Exec(ctx, `INSERT INTO etl.quality_reports (load_id, layer, success, blocked, report) VALUES ($1, $2, $3, $4, $5)
+		ON CONFLICT (load_id, layer) DO UPDATE SET success = excluded.success, blocked = excluded.blocked, report = excluded.report, made_at = now()`,
+		last, layer, report.Success, len(failures) > 0, text)
+	if err != nil {
+		return fmt.Errorf("keeping the report: %w", err)
+	}
+	return nil
+}
+
+// stop takes loads out of the chain. They stay in bronze; setting their stage back
+// and sending the step's event again lets them go on.
+func (s *Steps) stop(ctx context.Context, tx pgx.Tx, layer string, loads []int64, failures []string) (outcome, error) {
+	reason := layer + ": " + strings.Join(failures, ", ")
+	_, err := tx.Exec(ctx, `UPDATE etl.loads SET stage = 'stopped', stopped_by = $2 WHERE load_id = ANY ($1)`, loads, reason)
+	if err != nil {
+		return outcome{}, fmt.Errorf("stopping loads: %w", err)
+	}
+	return outcome{state: stopped, reason: reason, checks: failures}, nil
+}

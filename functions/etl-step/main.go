@@ -1,0 +1,74 @@
+// Etl-step brings lake objects into the warehouse, one step an event: bronze,
+// silver, gold and check. Which step is told by the event's type, and the reply is
+// the event of the next one, so that Triggers chain them.
+//
+// A step works on one object and is one transaction. It does what of the object is
+// to be done at that step, whatever the event says, so events may come again, late,
+// in any order and at the same time: gold is a function of the objects in the lake.
+// It holds no state of its own and no more than a line of an object at a time.
+package main
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/kelseyhightower/envconfig"
+
+	"github.com/millrace-dev/millrace/shared/function"
+	"github.com/millrace-dev/millrace/shared/lake"
+	"github.com/millrace-dev/millrace/shared/warehouse"
+)
+
+// Config is what etl-step reads from the environment.
+type Config struct {
+	Function  function.Config
+	S3        lake.Config
+	Warehouse warehouse.Config
+
+	// Reports is the bucket of the quality reports. It must not be one whose objects
+	// cause steps.
+	Reports string `envconfig:"ETL_REPORTS_BUCKET" default:"quality-reports-bucket"`
+	// Suites is a file of quality checks that replaces the built-in ones.
+	Suites string `envconfig:"ETL_SUITES"`
+}
+
+func main() {
+	if err := run(context.Background()); err != nil {
+		fmt.Fprintln(os.Stderr, "etl-step:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context) error {
+	var c Config
+	if err := envconfig.Process("", &c); err != nil {
+		return fmt.Errorf("reading the environment: %w", err)
+	}
+	c.Function.Name = cmp.Or(c.Function.Name, "etl-step")
+	// A call is a transaction; three keep two CPUs busy, since one of them is
+	// reading from the store or waiting for a commit.
+	c.Function.MaxBatch = 1
+	c.Function.Concurrency = cmp.Or(c.Function.Concurrency, 3)
+	c.Function.HandlerTimeout = cmp.Or(c.Function.HandlerTimeout, 4*time.Minute)
+	if int(c.Warehouse.MaxConns) < 2*c.Function.Concurrency {
+		return fmt.Errorf("DATABASE_MAX_CONNS=%d: must be at least twice CONCURRENCY=%d, since a step and its note in etl.runs take one each",
+			c.Warehouse.MaxConns, c.Function.Concurrency)
+	}
+	store, err := c.S3.Connect()
+	if err != nil {
+		return err
+	}
+	db, err := c.Warehouse.Open(ctx)
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	s, err := NewSteps(db, store, c.Function.Name, c.Reports, c.Suites)
+	if err != nil {
+		return err
+	}
+	return function.Run(ctx, c.Function, function.Each(s.Handle), function.WithReady(s.Ready))
+}
