@@ -60,15 +60,28 @@ test-chain: build ## The whole platform as real processes, with processes killed
 test-manifests: ## Manifests against Knative's own types, and the event graph
 	cd infra/lint && go test ./...
 
+.PHONY: test-kafka
+test-kafka: build ## The platform on a real Apache Kafka that gets killed; needs Java 17 and Maven
+	cd infra/local && TEST_REAL_KAFKA=1 go test -run '^TestRealKafka$$' -count=1 -timeout 15m -v .
+
+.PHONY: chaos
+chaos: build ## Ten rounds of kill -9 under load (CHAOS_ROUNDS, CHAOS_SEED)
+	cd infra/local && CHAOS_ROUNDS=$(or $(CHAOS_ROUNDS),10) CHAOS_SEED=$(CHAOS_SEED) \
+	  go test -run '^TestNothingIsLostWhenProcessesAreKilled$$' -count=1 -timeout 30m -v .
+
 .PHONY: fuzz
 fuzz: ## Fuzz every parser and encoder for FUZZTIME each
 	@for p in $$(go list ./...); do \
 	  for f in $$(go test -list '^Fuzz' $$p | grep '^Fuzz' || true); do \
 	    echo "$$p $$f"; go test -run '^$$' -fuzz "^$$f$$" -fuzztime $(or $(FUZZTIME),20s) $$p; done; done
 
+.PHONY: lint
+lint: ## The linters of .golangci.yml; needs golangci-lint 2 on the PATH
+	golangci-lint run ./...
+	@for m in $(NESTED); do (cd $$m && golangci-lint run ./...); done
+
 ##@ Measure it
 
 .PHONY: bench
 bench: build ## Go benchmarks of the hot paths and one end-to-end report
 	go run ./infra/bench
-
