@@ -178,15 +178,18 @@ func destination(d *duckv1.Destination) string {
 }
 
 // Check finds what is wrong with the graph as a whole. Its manifests have to be
-// valid, each by itself.
-func (g *Graph) Check() []Problem {
+// valid, each by itself. The graph of an overlay may lack sources that a filter
+// names, and the rest has to hold all the same.
+func (g *Graph) Check(overlay bool) []Problem {
 	problems := slices.Clone(g.problems)
 	for _, m := range g.all {
 		problems = append(problems, g.checkReferences(m)...)
 		problems = append(problems, checkDelivery(m)...)
 	}
 	problems = append(problems, g.checkConsumers()...)
-	problems = append(problems, g.checkFilters()...)
+	if !overlay {
+		problems = append(problems, g.checkFilters()...)
+	}
 	problems = append(problems, g.checkCycles()...)
 	return problems
 }
@@ -219,7 +222,7 @@ func (g *Graph) checkReferences(m *Manifest) []Problem {
 		if o.Spec.Delivery != nil {
 			need("spec.delivery.deadLetterSink", o.Spec.Delivery.DeadLetterSink)
 		}
-		if svc := g.all[subscriber(m)]; svc != nil && svc.Kind == "Service" && svc.Object != nil {
+		if svc := g.all[subscriber(m)]; svc != nil && svc.APIVersion == "serving.knative.dev/v1" {
 			if _, ok := svc.Meta.GetAnnotations()[emitsAnnotation]; !ok {
 				problems = append(problems, svc.problem("metadata.annotations", "%s is missing: say what %s replies with, or %q if nothing", emitsAnnotation, svc.Name, ""))
 			}

@@ -114,7 +114,7 @@ func (r *Repo) Check(ctx context.Context) []Problem {
 	for _, ms := range r.Overlays {
 		sets = append(sets, ms)
 	}
-	for _, ms := range sets {
+	for i, ms := range sets {
 		var invalid []Problem
 		for _, m := range ms {
 			if m.Object != nil {
@@ -126,7 +126,7 @@ func (r *Repo) Check(ctx context.Context) []Problem {
 		// In the graph, what is missing or wrong in one manifest shows as several
 		// problems elsewhere.
 		if len(invalid) == 0 && len(r.problems) == 0 {
-			problems = append(problems, NewGraph(ms).Check()...)
+			problems = append(problems, NewGraph(ms).Check(i > 0)...)
 		}
 	}
 	for _, m := range r.Manifests {
