@@ -28,6 +28,9 @@ func newEngine(w *parts, log *slog.Logger, event func(part, text string, bad boo
 			Graph: w.platform.graph, Kafka: w.kafka, Service: w.serviceURL, Logger: log,
 			// One broker: a group whose member was killed is to go on soon.
 			SessionTimeout: 6 * time.Second,
+			// Dozens of partitions are read at a time in one small process, and a
+			// request holds a few hundred kilobytes.
+			BufferBytes: 512 << 10,
 		},
 		event: event,
 		done:  make(chan struct{}),

@@ -48,7 +48,7 @@ func newParts(opts options, state *stateDir, p *platform, ports map[string]int) 
 			AccessKey: or(os.Getenv("S3_ACCESS_KEY"), defaultAccessKey),
 			SecretKey: or(os.Getenv("S3_SECRET_KEY"), defaultSecretKey),
 		},
-		asker: &http.Client{Timeout: 2 * time.Second},
+		asker: &http.Client{},
 	}
 	if opts.kafka != nil {
 		w.kafka = *opts.kafka
@@ -143,8 +143,6 @@ func (w *parts) pingKafka(ctx context.Context) error {
 		return err
 	}
 	defer client.Close()
-	ctx, cancel := context.WithTimeout(ctx, time.Second)
-	defer cancel()
 	return client.Ping(ctx)
 }
 
@@ -206,6 +204,9 @@ func (w *parts) value(s service, v variable) (string, error) {
 		// Part of every reply's id, so not for the environment to change.
 		return v.value, nil
 	}
+	if v.name == "GOMEMLIMIT" {
+		return localMemory(v.value), nil
+	}
 	// Set by the user, as in LOG_LEVEL=debug make run. The runner's own limits are
 	// not its functions'.
 	if value, set := os.LookupEnv(v.name); set && !strings.HasPrefix(v.name, "GO") {
@@ -216,6 +217,17 @@ func (w *parts) value(s service, v variable) (string, error) {
 			s.name, v.name, v.secret, v.name)
 	}
 	return v.value, nil
+}
+
+// localMemory is the memory limit for a process on this machine: a quarter of the
+// one in the cluster, where a pod has its memory for itself. It is soft; a process
+// that needs more takes it and collects its garbage more often.
+func localMemory(limit string) string {
+	mib, err := strconv.Atoi(strings.TrimSuffix(limit, "MiB"))
+	if err != nil || !strings.HasSuffix(limit, "MiB") {
+		return limit
+	}
+	return strconv.Itoa(max(mib/4, 32)) + "MiB"
 }
 
 // producerSpec is the shop producer. It notes its progress, so that the shop goes

@@ -1,13 +1,27 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 )
+
+// awaitPort is checkPort, asked again for as long as patience lasts.
+func awaitPort(ctx context.Context, part string, port int, patience time.Duration) error {
+	deadline := time.Now().Add(patience)
+	for {
+		err := checkPort(part, port)
+		if err == nil || ctx.Err() != nil || time.Now().After(deadline) {
+			return err
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
 
 // checkPort returns nil when this process could listen on the port, or else who
 // has it and what to do, in the user's words.

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"syscall"
@@ -24,6 +25,8 @@ const (
 	startTimeout = 2 * time.Minute
 	// stopTimeout bounds a clean stop as a whole.
 	stopTimeout = time.Minute
+	// memoryLimit is the runner's own; its children have theirs.
+	memoryLimit = 160 << 20
 )
 
 // runUp is the command up.
@@ -56,12 +59,16 @@ func runUp(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if err := w.checkPrograms(); err != nil {
 		return err
 	}
-	ended, err := supervise.Reap(state.join("run"))
+	ended, unclean, err := supervise.Reap(state.join("run"))
 	if err != nil {
 		return err
 	}
+	patience := time.Duration(0)
+	if unclean {
+		patience = 5 * time.Second
+	}
 	for _, part := range w.listening() {
-		if err := checkPort(part, ports[part]); err != nil {
+		if err := awaitPort(ctx, part, ports[part], patience); err != nil {
 			return err
 		}
 	}
@@ -69,6 +76,8 @@ func runUp(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
+	// Soft: with a backlog, garbage is collected more often before memory grows.
+	debug.SetMemoryLimit(memoryLimit)
 	defer r.close()
 	if len(ended) > 0 {
 		r.collector.event("runner", "ended what an earlier run had left: "+strings.Join(ended, ", "), false)
@@ -167,6 +176,7 @@ func (r *runner) run(ctx context.Context) error {
 
 	err := r.start(ctx)
 	if err == nil {
+		r.collector.collect(ctx)
 		r.collector.setState("running")
 		r.out.running()
 		<-ctx.Done()

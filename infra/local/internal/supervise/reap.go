@@ -39,28 +39,31 @@ func (s *Supervisor) forget(name string) {
 // returns the names of the children it ended. The caller must know that the
 // earlier supervisor is gone. A process is only killed when its start time and
 // its program are those that were noted.
-func Reap(runDir string) ([]string, error) {
+//
+// Unclean tells that the earlier supervisor was killed. Its children may then be
+// dying just now, and their ports taken for a moment longer.
+func Reap(runDir string) (ended []string, unclean bool, err error) {
 	files, err := filepath.Glob(filepath.Join(runDir, "*.json"))
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
-	var ended []string
+	unclean = len(files) > 0
 	for _, file := range files {
 		b, err := os.ReadFile(file)
 		if err != nil {
-			return ended, fmt.Errorf("reading the note of a running process: %w", err)
+			return ended, unclean, fmt.Errorf("reading the note of a running process: %w", err)
 		}
 		var n note
 		if json.Unmarshal(b, &n) == nil && n.PID > 1 {
 			if killed, err := n.kill(); err != nil {
-				return ended, err
+				return ended, unclean, err
 			} else if killed {
 				ended = append(ended, strings.TrimSuffix(filepath.Base(file), ".json"))
 			}
 		}
 		_ = os.Remove(file)
 	}
-	return ended, nil
+	return ended, unclean, nil
 }
 
 func (n note) alive() bool {

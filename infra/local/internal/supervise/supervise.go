@@ -368,7 +368,7 @@ func (c *Child) followReadiness(ctx context.Context, restarted bool) {
 	for {
 		var err error
 		if c.spec.Ready != nil {
-			ask, cancel := context.WithTimeout(ctx, 2*time.Second)
+			ask, cancel := context.WithTimeout(ctx, 5*time.Second)
 			err = c.spec.Ready(ask)
 			cancel()
 		}

@@ -217,9 +217,9 @@ func TestReapEndsOnlyWhatItsNoteDescribes(t *testing.T) {
 	}
 	died := make(chan struct{})
 	go func() { _ = ours.Wait(); close(died) }()
-	ended, err := Reap(dir)
-	if err != nil {
-		t.Fatal(err)
+	ended, unclean, err := Reap(dir)
+	if err != nil || !unclean {
+		t.Fatal(unclean, err)
 	}
 	if len(ended) != 1 || ended[0] != "ours" {
 		t.Errorf("Reap ended %q, want only ours", ended)
