@@ -218,30 +218,35 @@ func (st *state) members(s *jsonscan.Scanner) jsonscan.Value {
 	c := st.choose(start)
 	st.clear()
 	debezium := c.Kind == Debezium
-	mark, next := s.Mark(), 0
-	for more := s.EnterObject(); more; more = s.NextMember() {
+	mark := s.Mark()
+	n, more := s.EnterKnown(c.members, st.values) // as most records come
+	switch {
+	case !more:
+		return jsonscan.Value{Start: start, End: s.Pos(), Kind: jsonscan.Object}
+	case n == 0:
+		more = s.EnterObject()
+	default:
+		more = s.NextMember()
+	}
+	for ; more; more = s.NextMember() {
 		key := s.Key()
-		i := next // records mostly come in the contract's order
-		if i >= len(c.Fields) || string(key) != c.Fields[i].Name {
-			var known bool
-			if i, known = c.index[string(key)]; !known {
-				s.Note()
-				var at *jsonscan.Value
-				if debezium {
-					at = st.change.part(key)
-				}
-				if v := s.Value(); at != nil {
-					*at = v
-				}
-				continue
+		i, known := c.index[string(key)]
+		if !known {
+			s.Note()
+			var at *jsonscan.Value
+			if debezium {
+				at = st.change.part(key)
 			}
+			if v := s.Value(); at != nil {
+				*at = v
+			}
+			continue
 		}
 		if st.values[i].Kind != jsonscan.None {
 			s.Duplicate()
 			break
 		}
 		st.values[i] = s.Value()
-		next = i + 1
 	}
 	s.Unique(mark)
 	return jsonscan.Value{Start: start, End: s.Pos(), Kind: jsonscan.Object}
@@ -455,7 +460,8 @@ func (f *Field) judgeString(text []byte, v jsonscan.Value) string {
 			return f.says.enum
 		}
 	}
-	if f.MinLength > 0 || f.MaxLength > 0 && len(s) > f.MaxLength {
+	// A character is one to four bytes, so most lengths are known without counting.
+	if len(s) < f.MinLength*utf8.UTFMax && f.MinLength > 0 || f.MaxLength > 0 && len(s) > f.MaxLength {
 		if n := utf8.RuneCount(s); n < f.MinLength || f.MaxLength > 0 && n > f.MaxLength {
 			return f.says.length
 		}
@@ -473,6 +479,8 @@ func (st *state) judgeInt(f *Field, v jsonscan.Value, deleted bool) string {
 		digits = jsonscan.Unquote(st.text, v)
 	} else if !v.Integer {
 		return f.says.invalidType
+	} else if len(digits) <= 18 && f.says.limits == "" {
+		return "" // 18 digits are within an int64
 	}
 	n, ok := jsonscan.Int(digits)
 	if !ok {
@@ -586,7 +594,7 @@ func (st *state) member(object jsonscan.Value, name string) jsonscan.Value {
 // body makes the envelope of a record that could be read: schema and payload as
 // they came, the payload of a full change record being its row.
 func (st *state) body(v *Verdict, now time.Time) []byte {
-	dst := make([]byte, 0, len(st.text)+len(v.ErrorMessage)+224)
+	dst := make([]byte, 0, len(st.text)+verdictSize(v))
 	row := st.payload
 	if st.change.full {
 		after := st.change.after
@@ -612,7 +620,11 @@ func (st *state) body(v *Verdict, now time.Time) []byte {
 	case st.clash:
 		dst = st.copyMembers(append(dst, '{'))
 	default:
-		dst = bytes.TrimRight(st.splice(dst, st.top.Start, st.top.End-1), " \t\r\n")
+		end := st.top.End - 1 // without the brace, and what white space is before it
+		for st.text[end-1] <= ' ' {
+			end--
+		}
+		dst = st.splice(dst, st.top.Start, end)
 	}
 	if lines {
 		// A line break outside of a string is white space, and inside it is an escape.

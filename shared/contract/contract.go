@@ -75,6 +75,7 @@ type Contract struct {
 
 	file      string // for messages
 	index     map[string]int
+	members   []string // the fields' names as they stand before a value: "name":
 	key       int
 	eventTime int
 	solo      *Stream

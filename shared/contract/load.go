@@ -20,6 +20,7 @@ import (
 	"github.com/goccy/go-yaml/ast"
 	"github.com/goccy/go-yaml/parser"
 
+	"github.com/millrace-dev/millrace/shared/contract/internal/jsonscan"
 	"github.com/millrace-dev/millrace/shared/events"
 )
 
@@ -446,6 +447,8 @@ func (k *checker) fields(c *Contract) {
 			k.at(path+".name", "field %q: the name is longer than 128 bytes or holds control characters", f.Name)
 		}
 		c.index[f.Name] = i
+		member, _ := jsonscan.AppendString(nil, []byte(f.Name))
+		c.members = append(c.members, string(member)+":")
 		k.field(path, f)
 	}
 }

@@ -8,6 +8,9 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 )
 
 // Where the reference's rules and ours should agree, every verdict does, text by
@@ -69,6 +72,44 @@ func TestChecksDoNotInfluenceEachOther(t *testing.T) {
 			})
 		}
 		wg.Wait()
+	}
+}
+
+// White space between tokens, the order of members and escapes in keys make the same
+// record, with the same verdict, although they are read in another way.
+func TestSpellingDoesNotChangeTheVerdict(t *testing.T) {
+	type judged struct {
+		topic string
+		lines []string
+	}
+	for _, j := range []judged{
+		{clickstream, records(1000, 9)},
+		{cdc, changes(500, 10, false)},
+		{cdc, changes(500, 11, true)},
+		{datacenter, []string{serverRow, applicationRow, with(serverRow, "disk_read_mbps", "0"), with(serverRow, "disk_read_mbps", "0.5"),
+			with(serverRow, "disk_read_mbps", "01"), with(serverRow, "disk_read_mbps", "1."), with(serverRow, "disk_read_mbps", "-0.5"),
+			with(serverRow, "disk_read_mbps", "1e2"), with(serverRow, "disk_read_mbps", "1.5E-2"), with(serverRow, "disk_read_mbps", "null")}},
+	} {
+		stream := topic(t, j.topic)
+		for _, line := range j.lines {
+			want := stream.Check([]byte(line), now)
+			for name, spelt := range map[string]string{
+				"spaced":  strings.NewReplacer(`{"`, "{\n \"", `":`, `" : `, `,"`, " ,\t\"").Replace(line),
+				"escaped": strings.NewReplacer(`"price":`, `"pric\u0065":`, `"rack_id":`, `"rack\u005fid":`, `"timestamp":`, `"\u0074imestamp":`).Replace(line),
+			} {
+				got := stream.Check([]byte(spelt), now)
+				if want.ErrorType == ProcessingError {
+					if got.ErrorType != ProcessingError { // the text tells another place
+						t.Fatalf("%s: %q, but %q\n%s", name, got.ErrorMessage, want.ErrorMessage, spelt)
+					}
+					continue
+				}
+				got.Body, want.Body = nil, nil
+				if diff := cmp.Diff(want, got, cmpopts.IgnoreFields(Verdict{}, "Contract")); diff != "" || got.Contract != want.Contract {
+					t.Fatalf("%s (-want +got):\n%s%s", name, diff, spelt)
+				}
+			}
+		}
 	}
 }
 

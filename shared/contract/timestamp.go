@@ -130,7 +130,19 @@ func parseText(s []byte, formats formatSet) (time.Time, bool) {
 	if fits&formats == 0 {
 		return time.Time{}, false
 	}
-	return time.Date(year, time.Month(month), day, hour, minute, second-offset, nanos, time.UTC), true
+	seconds := (epochDays(year, month, day)*24+hour)*3600 + minute*60 + second - offset
+	return time.Unix(int64(seconds), int64(nanos)).UTC(), true
+}
+
+// epochDays counts the days from 1970-01-01 to a date of the years from 1 on, which
+// time.Date does three times slower. The year is taken to begin in March, so that
+// the leap day is its last: then the months before have 30.6 days on average.
+func epochDays(year, month, day int) int {
+	if month <= 2 {
+		year--
+		month += 12
+	}
+	return 365*year + year/4 - year/100 + year/400 + (153*month-457)/5 + day - 719469
 }
 
 // number2 is the value of two digits, far below 0 if they are not.

@@ -180,6 +180,77 @@ func (s *Scanner) NextMember() bool {
 	return s.unexpected("where a comma or the end of an object should be")
 }
 
+// EnterKnown steps into the object that starts here if its members come as a
+// machine writes them: in the order of keys (quoted, each with its colon), without
+// white space, with plain values. It puts the values into values and returns how many
+// it read; open says whether the object goes on, with NextMember, or for none with
+// EnterObject. What is not plain is not at fault, only left to those.
+func (s *Scanner) EnterKnown(keys []string, values []Value) (n int, open bool) {
+	// Everything is in local variables: stores of the position and loads right after
+	// them are what the general way spends its time on.
+	t, i := s.text, s.pos
+	separator := byte('{')
+	for n < len(keys) && i < len(t) && t[i] == separator {
+		start := i + 1 + len(keys[n])
+		if start >= len(t) || string(t[i+1:start]) != keys[n] {
+			break
+		}
+		v := Value{Start: start}
+		switch c := t[start]; {
+		case c == '"':
+			v.Kind, v.End = String, plainString(t, start+1)
+		case '0' <= c && c <= '9':
+			v.Kind, v.Integer, v.End = Number, true, start+1
+			if c != '0' {
+				v.End = digits(t, start+1)
+			}
+			if end := v.End; end < len(t) && t[end] == '.' {
+				v.Integer, v.End = false, digits(t, end+1)
+				if v.End == end+1 {
+					v.End = 0
+				}
+			}
+			if v.End-start > 300 || v.End < len(t) && t[v.End]|0x20 == 'e' {
+				v.End = 0
+			}
+		case c == 'n' && start+4 <= len(t) && string(t[start:start+4]) == "null":
+			v.Kind, v.End = Null, start+4
+		}
+		if v.End == 0 {
+			break
+		}
+		values[n] = v
+		n++
+		i, separator = v.End, ','
+	}
+	if n == 0 {
+		return 0, true
+	}
+	s.pos = i
+	if i < len(t) && t[i] == '}' {
+		s.pos++
+		return n, false
+	}
+	s.depth++ // the caller of EnterKnown is never as deep as MaxDepth
+	return n, true
+}
+
+// plainString returns the end of a string whose text starts at i, 0 if it is not one
+// of ASCII without escapes.
+func plainString(t []byte, i int) int {
+	for ; i+8 <= len(t); i += 8 {
+		x := binary.LittleEndian.Uint64(t[i:])
+		q, b := x^('"'*ones), x^('\\'*ones)
+		if flags := ((x-' '*ones)&^x | (q-ones)&^q | (b-ones)&^b | x) & highs; flags != 0 {
+			if i += bits.TrailingZeros64(flags) / 8; t[i] == '"' {
+				return i + 1
+			}
+			return 0
+		}
+	}
+	return 0
+}
+
 // Key is the text of the key read last, valid until the next one is read.
 func (s *Scanner) Key() []byte {
 	if s.key.Escaped {
@@ -344,8 +415,16 @@ func (s *Scanner) readKey() bool {
 	return true
 }
 
-// peek skips white space and returns the next byte, 0 at the end.
+// peek skips white space, of which there mostly is none, and returns the next byte,
+// 0 at the end.
 func (s *Scanner) peek() byte {
+	if i := s.pos; i < len(s.text) && s.text[i] > ' ' {
+		return s.text[i]
+	}
+	return s.space()
+}
+
+func (s *Scanner) space() byte {
 	for s.pos < len(s.text) {
 		switch c := s.text[s.pos]; c {
 		case ' ', '\t':

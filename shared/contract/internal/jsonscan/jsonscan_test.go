@@ -3,6 +3,7 @@ package jsonscan
 import (
 	"bytes"
 	"encoding/json"
+	"maps"
 	"math"
 	"strconv"
 	"strings"
@@ -237,6 +238,56 @@ func BenchmarkScan(b *testing.B) {
 		b.SetBytes(int64(len(text)))
 		for b.Loop() {
 			json.Valid(text)
+		}
+	})
+}
+
+// The short way through an object reads the same values as the general way, and
+// fails where that fails.
+func FuzzEnterKnownAgrees(f *testing.F) {
+	for _, seed := range []string{`{"a":1,"b":"x","c":null}`, `{"a":0.5,"b":"é","c":[]}`, `{"a":"\u0061","b":1e3}`, `{"a":01}`, `{"a":1.}`, `{"b":1,"a":2}`,
+		`{}`, `{"a":"unterminated`, `{"a":12345678`, `{"a":1,"b":2,"c":3,"d":4}`, `{"a":nul,"b":1}`, `{"a":1 ,"b":2}`} {
+		f.Add([]byte(seed))
+	}
+	keys := []string{`"a":`, `"b":`, `"c":`}
+	f.Fuzz(func(t *testing.T, text []byte) {
+		var general Scanner
+		general.Reset(text)
+		if general.Start() != '{' {
+			return
+		}
+		want := map[string]Value{}
+		for more := general.EnterObject(); more; more = general.NextMember() {
+			key := string(general.Key())
+			if _, twice := want[key]; twice {
+				return // which the callers look for
+			}
+			want[key] = general.Value()
+		}
+
+		var short Scanner
+		short.Reset(text)
+		short.Start()
+		values := make([]Value, len(keys))
+		got := map[string]Value{}
+		n, more := short.EnterKnown(keys, values)
+		for i, v := range values[:n] {
+			got[keys[i][1:2]] = v
+		}
+		if n == 0 {
+			more = short.EnterObject()
+		} else if more {
+			more = short.NextMember()
+		}
+		for ; more; more = short.NextMember() {
+			key := string(short.Key())
+			got[key] = short.Value()
+		}
+		if (short.Err() == nil) != (general.Err() == nil) || short.Err() != nil && *short.Err() != *general.Err() {
+			t.Fatalf("%q: %v, but %v", text, short.Err(), general.Err())
+		}
+		if short.Err() == nil && (short.Pos() != general.Pos() || !maps.Equal(got, want)) {
+			t.Fatalf("%q: %v up to %d, but %v up to %d", text, got, short.Pos(), want, general.Pos())
 		}
 	})
 }
