@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -30,14 +31,10 @@ func verdictRecord(n int, partitions int32) *kgo.Record {
 	return r
 }
 
-// BenchmarkDrain moves records of about 700 bytes in twelve partitions into the
-// embedded S3, all on this machine, with the default layout. Kafka shares the
-// process, so its CPU time is in the figures, and S3's takes a share of the CPUs.
-func BenchmarkDrain(b *testing.B) {
+// verdicts makes a topic of twelve partitions with n records.
+func (w *world) verdicts(n int) string {
 	const partitions = 12
-	w := newWorld(b)
 	topic := w.topic(partitions)
-	n := max(b.N, 1000)
 	for at := 0; at < n; {
 		var batch []*kgo.Record
 		for ; len(batch) < 5000 && at < n; at++ {
@@ -45,6 +42,15 @@ func BenchmarkDrain(b *testing.B) {
 		}
 		w.produce(topic, batch...)
 	}
+	return topic
+}
+
+// BenchmarkDrain moves records of about 700 bytes in twelve partitions into the
+// embedded S3, all on this machine, with the default layout. Kafka shares the
+// process, so its CPU time is in the figures, and S3's takes a share of the CPUs.
+func BenchmarkDrain(b *testing.B) {
+	w := newWorld(b)
+	topic := w.verdicts(b.N)
 	c := config(topic, laketest.Bucket())
 	c.Chunk, c.ChunkBytes, c.DedupWindow = 10_000, 32<<20, 50_000
 	d := w.drainer(c)
@@ -52,7 +58,32 @@ func BenchmarkDrain(b *testing.B) {
 	b.ResetTimer()
 	w.drain(d)
 	b.StopTimer()
-	b.ReportMetric(float64(n)/b.Elapsed().Seconds(), "records/s")
+	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "records/s")
+}
+
+// BenchmarkProcess is the same with lake as a process of its own with its defaults,
+// from the tick to its answer; it tells the process's CPU time and largest memory.
+func BenchmarkProcess(b *testing.B) {
+	w := newWorld(b)
+	topic := w.verdicts(b.N)
+	p := w.process("LAKE_ROUTES=" + topic + "=" + laketest.Bucket())
+	b.ResetTimer()
+	if err := p.tick(b.Context()); err != nil {
+		b.Fatal(err)
+	}
+	b.StopTimer()
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid))
+	if err == nil {
+		_, peak, _ := strings.Cut(string(status), "VmHWM:")
+		var kb float64
+		if _, err := fmt.Sscan(peak, &kb); err == nil {
+			b.ReportMetric(kb/1024, "peak-MB")
+		}
+	}
+	p.kill()
+	cpu := p.cmd.ProcessState.UserTime() + p.cmd.ProcessState.SystemTime()
+	b.ReportMetric(cpu.Seconds()*1e6/float64(b.N), "CPU-s/M")
+	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "records/s")
 }
 
 // BenchmarkEncode is what a record costs without Kafka and S3: its line and the
@@ -63,7 +94,7 @@ func BenchmarkEncode(b *testing.B) {
 		records[i] = verdictRecord(i, 1)
 		records[i].Offset = int64(i)
 	}
-	hash, cut := newHasher(seeds()), cutter{limit: 32 << 20}
+	hash, cut := newHasher(seeds()), cutter{limit: 32 << 20, free: &buffers{max: 2}}
 	index := newSeen(0, 0)
 	b.SetBytes(int64(len(records[0].Value)))
 	b.ReportAllocs()
@@ -73,7 +104,7 @@ func BenchmarkEncode(b *testing.B) {
 		attrs := lake.AttrsOf(r)
 		_ = index.duplicate(hash.hash(&attrs), int64(i))
 		if cut.add(r, &attrs); i%10_000 == 9_999 {
-			cut.recycle(cut.take())
+			cut.free.put(cut.take())
 			index.advance(int64(i-50_000), int64(i), 70_000)
 		}
 	}

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"sync"
+
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/millrace-dev/millrace/shared/lake"
@@ -46,7 +48,7 @@ type cutter struct {
 	parts []*part
 	last  *part // of the record before: neighbours mostly share their hour
 	size  int
-	free  [][]byte
+	free  *buffers
 }
 
 // add puts a record where it belongs and tells whether the parts are full, that is
@@ -71,9 +73,7 @@ func (c *cutter) find(hour, offset int64) *part {
 		}
 	}
 	p := &part{hour: hour, first: offset}
-	if n := len(c.free); n > 0 {
-		p.data, c.free = c.free[n-1][:0], c.free[:n-1]
-	}
+	p.data = c.free.get()
 	c.parts = append(c.parts, p)
 	return p
 }
@@ -85,12 +85,42 @@ func (c *cutter) take() []*part {
 	return parts
 }
 
-// recycle takes back parts whose data is no longer needed. It keeps the memory of
-// few, since one chunk may have had thousands of hours.
-func (c *cutter) recycle(parts []*part) {
-	for _, p := range parts {
-		if len(c.free) < 2 {
-			c.free = append(c.free, p.data)
-		}
+// buffers keeps memory of objects that are written for those to come. It is safe
+// for concurrent use.
+type buffers struct {
+	mu   sync.Mutex
+	free [][]byte
+	max  int
+}
+
+func (b *buffers) get() []byte {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	n := len(b.free)
+	if n == 0 {
+		return nil
 	}
+	data := b.free[n-1]
+	b.free = b.free[:n-1]
+	return data[:0]
+}
+
+// put takes back the data of parts. It keeps few: one chunk may have had records of
+// thousands of hours.
+func (b *buffers) put(parts []*part) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, p := range parts {
+		if len(b.free) < b.max {
+			b.free = append(b.free, p.data)
+		}
+		p.data = nil
+	}
+}
+
+// drop gives all memory back.
+func (b *buffers) drop() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.free = nil
 }

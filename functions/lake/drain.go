@@ -38,6 +38,8 @@ type Drainer struct {
 	seeds [2]maphash.Seed
 	busy  chan struct{} // holds the one drain that runs
 
+	buffers buffers // of the drain that runs
+
 	mu      sync.Mutex // guards what follows, and counts of running drains
 	states  map[partitionID]*partitionState
 	buckets map[string]*bucketState
@@ -72,6 +74,7 @@ func NewDrainer(kafka *kgo.Client, store *lake.Store, c Config) (*Drainer, error
 		states:  make(map[partitionID]*partitionState),
 		buckets: make(map[string]*bucketState),
 		missing: make(map[string]bool),
+		buffers: buffers{max: 2 * c.Parallel},
 	}
 	var err error
 	d.metrics, err = newMetrics(d)
@@ -117,6 +120,7 @@ func (d *Drainer) Drain(ctx context.Context) error {
 		return int(min(max((b.end-b.committed)-(a.end-a.committed), -1), 1))
 	})
 	total, err := d.runAll(ctx, work)
+	d.buffers.drop()
 	d.evict()
 	took := time.Since(began)
 	d.metrics.drained(ctx, took)
@@ -124,7 +128,7 @@ func (d *Drainer) Drain(ctx context.Context) error {
 	if total == (counts{}) {
 		level = slog.LevelDebug
 	}
-	slog.Log(ctx, level, "drained", "partitions", len(work), "records", total.Records,
+	slog.Log(ctx, level, "moved what is new into the lake", "partitions", len(work), "records", total.Records,
 		"duplicates", total.Duplicates, "objects", total.Objects, "bytes", total.Bytes,
 		"seconds", took.Seconds(), "complete", err == nil)
 	return err

@@ -12,8 +12,9 @@ import (
 
 const (
 	// fetchBytes is what one fetch asks for. A broker sends one whole batch even
-	// if that is larger.
-	fetchBytes = 2 << 20
+	// if that is larger. It is small because batches are mostly compressed, and one
+	// answer in use and one waiting are held unpacked for each partition at work.
+	fetchBytes = 512 << 10
 	// fetchWait is how long a broker may wait when it has nothing, in milliseconds.
 	// It does not come to that: only offsets that are there are asked for.
 	fetchWait = 1000

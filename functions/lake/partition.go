@@ -73,7 +73,7 @@ var errDeadline = errors.New("time is up")
 // same bytes.
 func (d *partitionDrain) run(ctx context.Context) (err error) {
 	d.count = counts{}
-	d.cut = cutter{limit: d.layout.ChunkBytes}
+	d.cut = cutter{limit: d.layout.ChunkBytes, free: &d.buffers}
 	d.hash = newHasher(d.seeds)
 	if d.state.objects == nil || d.state.base != d.progress.base {
 		d.state.base, d.state.objects = d.progress.base, make(map[string]lake.Object)
@@ -190,7 +190,7 @@ func (d *partitionDrain) write(ctx context.Context) error {
 		if err := d.writePart(ctx, parts[0]); err != nil {
 			return err
 		}
-		d.cut.recycle(parts)
+		d.buffers.put(parts)
 		return nil
 	}
 	ctx, cancel := context.WithCancel(ctx)
@@ -221,7 +221,7 @@ func (d *partitionDrain) write(ctx context.Context) error {
 	if first != nil {
 		return first
 	}
-	d.cut.recycle(parts)
+	d.buffers.put(parts)
 	return nil
 }
 
