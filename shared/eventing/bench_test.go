@@ -99,6 +99,13 @@ func echo(w http.ResponseWriter, r *http.Request) {
 // function, reply, Broker, Trigger, KafkaSink, topic. Kafka (on disk), the engine
 // and the function share this process.
 func BenchmarkPipeline(b *testing.B) {
+	b.Run("3 Triggers", func(b *testing.B) { benchmarkPipeline(b, 0) })
+	// Triggers on the same Broker whose filter nothing passes.
+	b.Run("9 Triggers", func(b *testing.B) { benchmarkPipeline(b, 6) })
+}
+
+func benchmarkPipeline(b *testing.B, idle int) {
+	b.Helper()
 	cluster := newCluster(b, kfake.DataDir(b.TempDir()))
 	client := newClient(b, cluster, kgo.ProducerBatchCompression(kgo.NoCompression()), kgo.RecordPartitioner(kgo.StickyKeyPartitioner(nil)))
 	if err := kafka.EnsureTopics(b.Context(), client, map[string]int32{"raw": 12}, 1); err != nil {
@@ -106,7 +113,11 @@ func BenchmarkPipeline(b *testing.B) {
 	}
 	server := httptest.NewServer(http.HandlerFunc(echo))
 	b.Cleanup(server.Close)
-	e := startEngine(b, cluster, fmt.Sprintf(pipelineManifest, server.URL), func(c *Config) {
+	manifest := fmt.Sprintf(pipelineManifest, server.URL)
+	for i := range idle {
+		manifest += fmt.Sprintf("---\napiVersion: eventing.knative.dev/v1\nkind: Trigger\nmetadata: {name: idle-%d, namespace: m}\nspec: {broker: default, filters: [{exact: {type: none}}], subscriber: {uri: %q}}\n", i, server.URL)
+	}
+	e := startEngine(b, cluster, manifest, func(c *Config) {
 		c.Partitions, c.CommitInterval, c.Logger = 12, 0, slog.New(slog.DiscardHandler)
 	})
 	sink := newClient(b, cluster, kgo.ConsumeTopics("validated"), kgo.ConsumeStartOffset(kgo.NewOffset().AtStart()))

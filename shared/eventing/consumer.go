@@ -45,7 +45,9 @@ type consumer struct {
 	// commitMu lets one commit at a time happen, from the look at the positions to
 	// the answer, so that an older position never follows a newer one.
 	commitMu sync.Mutex
-	scratch  events.Message
+	// scratch and complained belong to the polling goroutine.
+	scratch    events.Message
+	complained time.Time
 }
 
 type topicPartition struct {
@@ -241,10 +243,11 @@ func (c *consumer) fetchFailed(topic string, partition int32, err error) {
 	var loss *kgo.ErrDataLoss
 	if errors.As(err, &loss) {
 		c.log.Error("Kafka lost records", "group", c.group, "topic", topic, "partition", partition, "error", err)
-	} else {
-		c.log.Warn("fetching failed", "group", c.group, "topic", topic, "partition", partition, "error", err)
+	} else if time.Since(c.complained) > quiet {
+		c.complained = time.Now()
+		c.log.Warn("fetching failed, it is tried again", "group", c.group, "topic", topic, "partition", partition, "error", err)
 	}
-	c.flow.failure.set("fetching " + topic + ": " + err.Error())
+	c.flow.failure.note("fetching " + topic + ": " + err.Error())
 }
 
 // pause stops the fetching of partitions whose buffer is full, unless their workers

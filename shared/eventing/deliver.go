@@ -300,12 +300,14 @@ func (r *route) deliver(s scope, ms []events.Message) error {
 	return r.main.deliver(s, ms)
 }
 
+// quiet is the pause between two lines of log about the same trouble.
+const quiet = 10 * time.Second
+
 func (r *route) failed(o outcome, again bool) {
 	if again {
 		r.flow.retries.Add(1)
 	}
 	r.flow.failure.set(o.err.Error())
-	const quiet = 10 * time.Second
 	if now, last := time.Now().UnixNano(), r.logged.Load(); now-last > int64(quiet) && r.logged.CompareAndSwap(last, now) {
 		r.log.Warn("delivery failed", "error", o.err, "retries", r.flow.retries.Load())
 	}

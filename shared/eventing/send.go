@@ -99,6 +99,9 @@ func (h *httpOutlet) send(ctx context.Context, ms []events.Message) outcome {
 	header := make(http.Header, 16)
 	// Knative's senders say that a reply is understood.
 	header["Prefer"] = preferReply
+	// Not sent, being empty: it lets the transport repeat a request that went down with
+	// a connection which the server had closed meanwhile. Deliveries may be repeated.
+	header["Idempotency-Key"] = nil
 	var body *requestBody
 	switch {
 	case len(ms) > 1:

@@ -10,8 +10,8 @@ import (
 // grow; rates are differences of two snapshots. It is cheap enough to be taken many
 // times a second.
 type Stats struct {
-	// Ready is true once the topics and the consumer groups are set up and while
-	// Kafka has not been lost for long.
+	// Ready is true from when the topics and the consumer groups are set up to the end
+	// of Run.
 	Ready bool `json:"ready"`
 	// Brokers counts what arrived over HTTP at the ingress.
 	Brokers  []IngressStats `json:"brokers"`
@@ -102,6 +102,13 @@ func (f *failure) set(err string) {
 	}
 	f.last = err
 	f.failing.Store(true)
+}
+
+// note keeps an error that is no failed delivery.
+func (f *failure) note(err string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.last = err
 }
 
 func (f *failure) clear() {
