@@ -21,17 +21,25 @@ import (
 type validator struct {
 	name      string
 	contracts *contract.Set
-	schemas   map[*contract.Contract]*types.URI
+	labels    map[*contract.Contract]label
 	now       func() time.Time
 	verdicts  *verdictCounter
 }
 
+// label is what names a contract in its verdicts, made once.
+type label struct {
+	schema *types.URI
+	name   any
+}
+
 func newValidator(name string, contracts *contract.Set, now func() time.Time) (*validator, error) {
-	v := &validator{name: name, contracts: contracts, now: now, schemas: map[*contract.Contract]*types.URI{}}
+	v := &validator{name: name, contracts: contracts, now: now, labels: map[*contract.Contract]label{}}
 	for _, c := range contracts.Contracts() {
-		if v.schemas[c] = types.ParseURI(c.DataSchema()); v.schemas[c] == nil {
+		schema := types.ParseURI(c.DataSchema())
+		if schema == nil {
 			return nil, fmt.Errorf("contract %s: %s is not a URI", c.Name, c.DataSchema())
 		}
+		v.labels[c] = label{schema, c.Name}
 	}
 	var err error
 	v.verdicts, err = newVerdictCounter()
@@ -113,8 +121,8 @@ func (v *validator) reply(e *event.Event, verdict *contract.Verdict) *event.Even
 		}
 	}
 	if verdict.Contract != nil {
-		c.Extensions[events.Contract] = verdict.Contract.Name
-		c.DataSchema = v.schemas[verdict.Contract]
+		label := v.labels[verdict.Contract]
+		c.Extensions[events.Contract], c.DataSchema = label.name, label.schema
 	}
 	if !verdict.Time.IsZero() {
 		c.Time = &types.Timestamp{Time: verdict.Time}
