@@ -36,7 +36,7 @@ func (f *e2eFlags) flags(fs *flag.FlagSet) {
 	fs.StringVar(&f.runner, "runner", "", "the local runner's program (default millrace in -bin)")
 	fs.Float64Var(&f.pace, "e2e-rate", 5000, "events a second of the row that measures latency")
 	fs.Float64Var(&f.sustained, "e2e-sustained", 10_000, "events a second of the row that watches memory")
-	fs.Uint64Var(&f.count, "e2e-count", 300_000, "events of the row that goes as fast as possible")
+	fs.Uint64Var(&f.count, "e2e-count", 0, "events of the row that goes as fast as possible; 0 is as many as take about 20 s at the rate of the row before, at most 300,000")
 }
 
 const (
@@ -87,10 +87,17 @@ func (b *bench) endToEnd(ctx context.Context) (sections []section, err error) {
 	phases := []phase{
 		{id: "e2e-paced", name: fmt.Sprintf("paced at %s/s", number(b.e2e.pace)), rate: b.e2e.pace, duration: 2 * scale},
 		{id: "e2e-sustained", name: fmt.Sprintf("sustained at %s/s for %v", number(b.e2e.sustained), 8*scale), rate: b.e2e.sustained, duration: 8 * scale},
-		{id: "e2e-fast", name: fmt.Sprintf("%s events as fast as possible", thousands(int64(b.e2e.count))), count: b.e2e.count},
+		{id: "e2e-fast", count: max(b.e2e.count, 1)},
 	}
 	var processes section
 	for i := range phases {
+		if ph := &phases[i]; ph.count > 0 {
+			if b.e2e.count == 0 {
+				const most, about = 300_000, 20 // events, seconds
+				ph.count = uint64(min(s.Rows[i-1].get(colRate)*about, most))
+			}
+			ph.name = fmt.Sprintf("%s events as fast as possible", thousands(int64(ph.count)))
+		}
 		b.log("e2e: %s", phases[i].name)
 		var r row
 		var each []row

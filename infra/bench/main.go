@@ -56,7 +56,7 @@ var parts = []part{
 	{"reference", "the validator in process against the same rules in Python", (*bench).againstReference},
 }
 
-func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err error) {
 	fs := flag.NewFlagSet("bench", flag.ContinueOnError)
 	fs.SetOutput(stderr)
 	b := &bench{log: func(format string, args ...any) { fmt.Fprintf(stderr, "bench: "+format+"\n", args...) }}
@@ -95,7 +95,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if b.tmp, err = os.MkdirTemp("", "millrace-bench-"); err != nil {
 		return err
 	}
-	defer os.RemoveAll(b.tmp)
+	defer func() { err = errors.Join(err, os.RemoveAll(b.tmp)) }()
 
 	r := newReport(ctx, b.root)
 	var errs []error

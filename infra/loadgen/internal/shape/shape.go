@@ -135,7 +135,6 @@ type Encoder struct {
 	second   int64 // for which time is written down
 	time     []byte
 	products [][]byte // the members product_id to price, by catalogue index
-	scratch  []byte
 }
 
 // NewEncoder makes an encoder; text matters for the CDC formats only.
