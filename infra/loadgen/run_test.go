@@ -188,6 +188,19 @@ func TestReplay_wrongLinesAreCountedNotFatal(t *testing.T) {
 	}
 }
 
+func TestReplay_speedFollowsEventTime(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "events.csv")
+	lines := "event_time,event_type,product_id,category_id,category_code,brand,price,user_id,user_session\n" +
+		"2019-10-01 00:00:00 UTC,view,1,2053013555631882655,,,5.00,3,s\n" +
+		"2019-10-01 00:00:10 UTC,view,1,2053013555631882655,,,5.00,3,s\n"
+	if err := os.WriteFile(path, []byte(lines), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, r := must(t, "replay", "-csv", path, "-stdout", "-speed", "100"); r.Seconds < 0.1 || r.Delivered != 2 {
+		t.Errorf("%d messages of 10 s at 100 times the speed took %.3f s", r.Delivered, r.Seconds)
+	}
+}
+
 func TestResume_goesOnWhereItStopped(t *testing.T) {
 	state := filepath.Join(t.TempDir(), "progress")
 	flags := []string{"shop", "-stdout", "-rate", "0", "-format", "cdc-full", "-cdc-updates", "0.3"}
