@@ -185,7 +185,7 @@ func (k *keeper) letter(ctx context.Context, key string) (letter, error) {
 	}
 	l := letter{
 		Key: key, ID: m.Get("id"), Source: m.Get("source"), Type: m.Get("type"), Time: m.Get("time"),
-		Code: m.Get(events.ErrorCode), Reason: m.Get(events.ErrorData), Destination: m.Get(events.ErrorDest),
+		Code: m.Get(events.ErrorCode), Reason: reason(m.Get(events.ErrorData)), Destination: m.Get(events.ErrorDest),
 		Stored: o.Modified.UTC(), event: m,
 	}
 	r, _, err := k.replays(ctx, p)
