@@ -31,6 +31,7 @@ type broker struct {
 }
 
 func newBroker(t *testing.T) *broker {
+	t.Helper()
 	b := &broker{}
 	b.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(r.Body)
@@ -177,7 +178,7 @@ func TestGet_theEventIsWhatCame(t *testing.T) {
 	m.Data = []byte("{\"broken\": \xff") // what cannot be in JSON survives too
 	f.keep(m)
 	w := httptest.NewRecorder()
-	f.server.ServeHTTP(w, httptest.NewRequest("GET", "/deadletters/"+f.key("a"), nil))
+	f.server.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/deadletters/"+f.key("a"), nil))
 	if w.Code != 200 || w.Header().Get("Content-Type") != events.ContentTypeEvent {
 		t.Fatalf("%d %v", w.Code, w.Header())
 	}

@@ -250,7 +250,8 @@ func filterOf(q url.Values) (filter, error) {
 			return f, bad("unknown parameter %q: there are limit, after, type, code and since", name)
 		}
 	}
-	return f, f.check(time.Now())
+	err := f.check(time.Now())
+	return f, err
 }
 
 func (k *keeper) serveEvent(r *http.Request) (any, error) {
@@ -368,7 +369,10 @@ func (k *keeper) serveReplayAll(r *http.Request) (any, error) {
 		})
 	}
 	errs := make([]error, len(letters))
-	forEachOf(replayers, len(letters), func(i int) { _, errs[i] = k.replay(r.Context(), &letters[i]) })
+	ctx := r.Context()
+	forEachOf(replayers, len(letters), func(i int) {
+		_, errs[i] = k.replay(ctx, &letters[i]) //nolint:contextcheck // it notes what was sent in any case
+	})
 	for i := range letters {
 		if errs[i] != nil {
 			answer.Failed = append(answer.Failed, replayFailure{letters[i].Key, errs[i].Error()})
@@ -416,7 +420,7 @@ func (k *keeper) send(ctx context.Context, m events.Message) error {
 	if err != nil {
 		return fmt.Errorf("sending: %w", err)
 	}
-	defer res.Body.Close()
+	defer func() { _ = res.Body.Close() }()
 	text, _ := io.ReadAll(io.LimitReader(res.Body, 1024))
 	if res.StatusCode/100 != 2 {
 		return fmt.Errorf("sending to %s: answered %d: %s", k.sink, res.StatusCode, strings.TrimSpace(string(text)))

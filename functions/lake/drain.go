@@ -232,8 +232,11 @@ func (d *Drainer) positions(ctx context.Context) ([]position, error) {
 			}
 			start, ok := starts.Lookup(topic, p.Partition)
 			end, ok2 := ends.Lookup(topic, p.Partition)
-			if p.Err != nil || !ok || !ok2 {
-				return nil, fmt.Errorf("asking Kafka for %s/%d: no answer (%v)", topic, p.Partition, p.Err)
+			if p.Err != nil {
+				return nil, fmt.Errorf("asking Kafka for %s/%d: %w", topic, p.Partition, p.Err)
+			}
+			if !ok || !ok2 {
+				return nil, fmt.Errorf("asking Kafka for offsets of %s/%d: no answer", topic, p.Partition)
 			}
 			at.logStart, at.end = start.Offset, end.Offset
 			if o, ok := offsets.Lookup(topic, p.Partition); ok {

@@ -186,7 +186,7 @@ func TestDrain_manyAtOnce(t *testing.T) {
 		for range 2 { // two ticks at once in each
 			wg.Go(func() {
 				for ctx.Err() == nil {
-					if err := d.Drain(t.Context()); err != nil {
+					if err := d.Drain(t.Context()); err != nil { //nolint:contextcheck // ctx only says when to stop
 						t.Error(err)
 						return
 					}
@@ -239,7 +239,7 @@ func TestDrain_aSlowWriteDoesNotUndoAFasterOne(t *testing.T) {
 			w.forward().ServeHTTP(rw, r)
 		})
 		server := httptest.NewServer(gate)
-		defer server.Close()
+		t.Cleanup(server.Close)
 		sc := w.s3
 		sc.Endpoint = server.URL
 		slowStore, err := sc.Connect()

@@ -35,18 +35,18 @@ type world struct {
 	store   *lake.Store
 }
 
-func newWorld(t testing.TB) *world {
-	t.Helper()
+func newWorld(tb testing.TB) *world {
+	tb.Helper()
 	cluster, err := kfake.NewCluster(kfake.NumBrokers(1))
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	t.Cleanup(cluster.Close)
-	w := &world{t: t, cluster: cluster, s3: laketest.Start(t)}
+	tb.Cleanup(cluster.Close)
+	w := &world{t: tb, cluster: cluster, s3: laketest.Start(tb)}
 	w.client = w.newClient(kgo.RecordPartitioner(kgo.ManualPartitioner()))
 	w.admin = kadm.NewClient(w.client)
 	if w.store, err = w.s3.Connect(); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return w
 }
@@ -269,10 +269,11 @@ func (f *flaky) failAfter(n int64, done bool, die context.CancelFunc) {
 func (f *flaky) heal() { f.puts.Store(1 << 40) }
 
 // seed gives a random source, from a fixed seed unless SEED says otherwise.
-func seed(t testing.TB, n uint64) *rand.Rand {
+func seed(tb testing.TB, n uint64) *rand.Rand {
+	tb.Helper()
 	if s := os.Getenv("SEED"); s != "" {
 		if _, err := fmt.Sscan(s, &n); err != nil {
-			t.Fatalf("SEED: %v", err)
+			tb.Fatalf("SEED: %v", err)
 		}
 	}
 	return rand.New(rand.NewPCG(n, 0))

@@ -169,9 +169,8 @@ func TestDrain_duplicatesAndReordering(t *testing.T) {
 				at := rng.IntN(len(batch) - 20)
 				again := *batch[at]
 				batch = slices.Insert(batch, at+rng.IntN(20), &again)
-				a, b := rng.IntN(len(batch)-1), 0
-				b = a + 1
-				batch[a], batch[b] = batch[b], batch[a]
+				a := rng.IntN(len(batch) - 1)
+				batch[a], batch[a+1] = batch[a+1], batch[a]
 			}
 		}
 		w.produce(topic, batch...)

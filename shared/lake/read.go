@@ -29,7 +29,7 @@ type Line struct {
 }
 
 // BadLine is a part of an object that is no record. Reading goes on behind it.
-type BadLine struct {
+type BadLine struct { //nolint:errname // it stands for a line
 	Object string
 	Number int
 	Offset int64
@@ -74,7 +74,7 @@ func (s *Store) Object(ctx context.Context, bucket, key string) iter.Seq2[Line, 
 			yield(Line{Object: key}, err)
 			return
 		}
-		defer body.Close()
+		defer func() { _ = body.Close() }()
 		for line, err := range Lines(key, body) {
 			if !yield(line, err) {
 				return
@@ -161,10 +161,10 @@ func (l *lines) line() (length int64, err error) {
 		if length <= MaxLine+1 {
 			l.buf = append(l.buf, part...)
 		}
-		if err == bufio.ErrBufferFull {
+		if errors.Is(err, bufio.ErrBufferFull) {
 			continue
 		}
-		if err == io.EOF && length > 0 {
+		if errors.Is(err, io.EOF) && length > 0 {
 			err = nil
 		}
 		l.buf = bytes.TrimRight(l.buf, "\r\n")
@@ -176,7 +176,7 @@ func (l *lines) objects(yield func(Line, error) bool) {
 	for first := true; ; {
 		start := l.offset
 		length, err := l.line()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return
 		}
 		if err != nil {

@@ -207,7 +207,7 @@ func (s *Store) Read(ctx context.Context, bucket, key string, limit int64) ([]by
 	if err != nil {
 		return nil, o, err
 	}
-	defer body.Close()
+	defer func() { _ = body.Close() }()
 	o.Key = key
 	if o.Size > limit {
 		return nil, o, fmt.Errorf("reading %s/%s: %d bytes, more than the allowed %d", bucket, key, o.Size, limit)

@@ -35,15 +35,15 @@ const Endpoint = "TEST_S3_ENDPOINT"
 const Program = "TEST_S3_PROGRAM"
 
 // Start gives a store that is up, until the test ends.
-func Start(t testing.TB) lake.Config {
-	t.Helper()
+func Start(tb testing.TB) lake.Config {
+	tb.Helper()
 	if url := os.Getenv(Endpoint); url != "" {
 		return lake.Config{
 			Endpoint: url, Region: "us-east-1",
 			AccessKey: os.Getenv("S3_ACCESS_KEY"), SecretKey: os.Getenv("S3_SECRET_KEY"),
 		}
 	}
-	s := NewServer(t)
+	s := NewServer(tb)
 	s.Start()
 	return s.Config
 }
@@ -52,18 +52,18 @@ func Start(t testing.TB) lake.Config {
 type Server struct {
 	Config lake.Config
 
-	t    testing.TB
+	tb   testing.TB
 	dir  string
 	port int
 	cmd  *exec.Cmd
 }
 
 // NewServer gives a store that is not up yet.
-func NewServer(t testing.TB) *Server {
-	t.Helper()
-	port := freePort(t)
+func NewServer(tb testing.TB) *Server {
+	tb.Helper()
+	port := freePort(tb)
 	return &Server{
-		t: t, dir: t.TempDir(), port: port,
+		tb: tb, dir: tb.TempDir(), port: port,
 		Config: lake.Config{
 			Endpoint: fmt.Sprintf("http://127.0.0.1:%d", port), Region: "us-east-1",
 			AccessKey: "test-access", SecretKey: "test-secret",
@@ -73,62 +73,70 @@ func NewServer(t testing.TB) *Server {
 
 // Start returns when the server answers.
 func (s *Server) Start() {
-	s.t.Helper()
+	s.tb.Helper()
 	program, err := build()
 	if err != nil {
-		s.t.Fatalf("building the S3 server: %v", err)
+		s.tb.Fatalf("building the S3 server: %v", err)
 	}
 	var output strings.Builder
+	//nolint:gosec,noctx // the program is built from this repository and killed by Cleanup
 	s.cmd = exec.Command(program, "s3", "--port", strconv.Itoa(s.port), "--data", s.dir)
 	s.cmd.Env = append(os.Environ(), "S3_ACCESS_KEY="+s.Config.AccessKey, "S3_SECRET_KEY="+s.Config.SecretKey)
 	s.cmd.Stdout, s.cmd.Stderr = &output, &output
 	if err := s.cmd.Start(); err != nil {
-		s.t.Fatalf("starting the S3 server: %v", err)
+		s.tb.Fatalf("starting the S3 server: %v", err)
 	}
 	exited := make(chan struct{})
 	cmd := s.cmd
 	go func() { _ = cmd.Wait(); close(exited) }()
-	s.t.Cleanup(func() { _ = cmd.Process.Kill(); <-exited })
+	s.tb.Cleanup(func() { _ = cmd.Process.Kill(); <-exited })
 
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
 	for tick := time.NewTicker(10 * time.Millisecond); ; {
-		if res, err := http.Get(s.Config.Endpoint + "/healthz"); err == nil {
-			res.Body.Close()
+		if s.answers(ctx) {
 			return
 		}
 		select {
 		case <-tick.C:
 		case <-exited:
-			s.t.Fatalf("the S3 server ended:\n%s", output.String())
+			s.tb.Fatalf("the S3 server ended:\n%s", output.String())
 		case <-ctx.Done():
-			s.t.Fatal("the S3 server does not answer")
+			s.tb.Fatal("the S3 server does not answer")
 		}
 	}
 }
 
 // Kill ends the server as SIGKILL does.
 func (s *Server) Kill() {
-	s.t.Helper()
+	s.tb.Helper()
 	if err := s.cmd.Process.Kill(); err != nil {
-		s.t.Fatalf("killing the S3 server: %v", err)
+		s.tb.Fatalf("killing the S3 server: %v", err)
 	}
-	for { // until the port is free
-		if c, err := net.Dial("tcp", strings.TrimPrefix(s.Config.Endpoint, "http://")); err != nil {
-			return
-		} else {
-			c.Close()
-		}
+	for s.answers(s.tb.Context()) { // until the port is free
 	}
 }
 
-func freePort(t testing.TB) int {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+func (s *Server) answers(ctx context.Context) bool {
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, s.Config.Endpoint+"/healthz", nil)
 	if err != nil {
-		t.Fatalf("looking for a free port: %v", err)
+		return false
 	}
-	defer l.Close()
+	res, err := http.DefaultClient.Do(r)
+	if err != nil {
+		return false
+	}
+	_ = res.Body.Close()
+	return true
+}
+
+func freePort(tb testing.TB) int {
+	tb.Helper()
+	l, err := (&net.ListenConfig{}).Listen(tb.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		tb.Fatalf("looking for a free port: %v", err)
+	}
+	defer func() { _ = l.Close() }()
 	return l.Addr().(*net.TCPAddr).Port
 }
 
@@ -146,18 +154,19 @@ var build = sync.OnceValues(func() (string, error) {
 		cache = os.TempDir()
 	}
 	dir := filepath.Join(cache, "millrace-test")
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	if err := os.MkdirAll(dir, 0o750); err != nil {
 		return "", err
 	}
 	lock, err := os.Create(filepath.Join(dir, "lock"))
 	if err != nil {
 		return "", err
 	}
-	defer lock.Close()
+	defer func() { _ = lock.Close() }()
 	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
 		return "", fmt.Errorf("locking %s: %w", lock.Name(), err)
 	}
 	program := filepath.Join(dir, "millrace")
+	//nolint:gosec // the path is ours
 	cmd := exec.Command("go", "build", "-o", program, ".")
 	cmd.Dir = module
 	if out, err := cmd.CombinedOutput(); err != nil {
