@@ -31,15 +31,15 @@ import (
 )
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
-	defer stop()
-	if err := run(ctx); err != nil {
+	if err := run(context.Background()); err != nil {
 		fmt.Fprintln(os.Stderr, "relay:", err)
 		os.Exit(1)
 	}
 }
 
 func run(ctx context.Context) error {
+	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, os.Interrupt)
+	defer stop()
 	var c Config
 	if err := envconfig.Process("", &c); err != nil {
 		return fmt.Errorf("reading the environment: %w", err)
@@ -53,7 +53,7 @@ func run(ctx context.Context) error {
 
 // serve relays until ctx ends, drains and returns nil. It closes the listener.
 func serve(ctx context.Context, c Config, l net.Listener) (err error) {
-	defer l.Close()
+	defer func() { _ = l.Close() }() // the server has closed it unless it never began
 	config, err := c.engine()
 	if err != nil {
 		return err

@@ -30,6 +30,7 @@ type engineDriver struct{}
 func (engineDriver) Has(conformance.Feature) bool { return true }
 
 func (engineDriver) Start(t *testing.T, c conformance.Case) conformance.Run {
+	t.Helper()
 	cluster := newCluster(t)
 	topic := "conformance"
 	if err := kafka.EnsureTopics(t.Context(), newClient(t, cluster), map[string]int32{topic: 3}, 1); err != nil {
@@ -149,26 +150,26 @@ func message(id, typ, source, data string) events.Message {
 	return m
 }
 
-func newCluster(t testing.TB, opts ...kfake.Opt) *kfake.Cluster {
-	t.Helper()
+func newCluster(tb testing.TB, opts ...kfake.Opt) *kfake.Cluster {
+	tb.Helper()
 	cluster, err := kfake.NewCluster(append([]kfake.Opt{
 		kfake.NumBrokers(1), kfake.GroupMinSessionTimeout(100 * time.Millisecond),
 		kfake.BrokerConfigs(map[string]string{"group.initial.rebalance.delay.ms": "0"}),
 	}, opts...)...)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	t.Cleanup(cluster.Close)
+	tb.Cleanup(cluster.Close)
 	return cluster
 }
 
-func newClient(t testing.TB, cluster *kfake.Cluster, opts ...kgo.Opt) *kgo.Client {
-	t.Helper()
+func newClient(tb testing.TB, cluster *kfake.Cluster, opts ...kgo.Opt) *kgo.Client {
+	tb.Helper()
 	client, err := kgo.NewClient(append([]kgo.Opt{kgo.SeedBrokers(cluster.ListenAddrs()...), kgo.ProducerLinger(0)}, opts...)...)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	t.Cleanup(client.Close)
+	tb.Cleanup(client.Close)
 	return client
 }
 
@@ -180,54 +181,54 @@ type running struct {
 	done    chan error
 }
 
-func startEngine(t testing.TB, cluster *kfake.Cluster, manifests string, adjust func(*Config)) *running {
-	t.Helper()
-	g, err := Load(write(t, manifests))
+func startEngine(tb testing.TB, cluster *kfake.Cluster, manifests string, adjust func(*Config)) *running {
+	tb.Helper()
+	g, err := Load(write(tb, manifests))
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	c := Config{
 		Graph: g, Kafka: kafka.Config{Brokers: cluster.ListenAddrs()}, Partitions: 4,
 		CommitInterval: 10 * time.Millisecond, DrainTimeout: 5 * time.Second,
 		KafkaOptions: []kgo.Opt{kgo.MetadataMinAge(10 * time.Millisecond)},
-		Logger:       slog.New(slog.NewTextHandler(testLog{t}, &slog.HandlerOptions{Level: slog.LevelWarn})),
+		Logger:       slog.New(slog.NewTextHandler(testLog{tb}, &slog.HandlerOptions{Level: slog.LevelWarn})),
 	}
 	if adjust != nil {
 		adjust(&c)
 	}
 	e, err := New(c)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	server := httptest.NewServer(e.Handler())
-	t.Cleanup(server.Close)
+	tb.Cleanup(server.Close)
 	ctx, cancel := context.WithCancel(context.Background())
 	r := &running{Engine: e, ingress: server.URL, stop: cancel, done: make(chan error, 1)}
 	go func() { r.done <- e.Run(ctx) }()
-	t.Cleanup(func() { r.close(t) })
-	if err := eventually(t.Context(), func() error { return e.Ready(t.Context()) }); err != nil {
-		t.Fatal(err)
+	tb.Cleanup(func() { r.close(tb) })
+	if err := eventually(tb.Context(), func() error { return e.Ready(tb.Context()) }); err != nil {
+		tb.Fatal(err)
 	}
 	return r
 }
 
 // close ends the engine as a signal would; it may be called again.
-func (e *running) close(t testing.TB) {
-	t.Helper()
+func (e *running) close(tb testing.TB) {
+	tb.Helper()
 	e.stop()
 	if err, ok := <-e.done; ok {
 		close(e.done)
 		if err != nil {
-			t.Errorf("Run: %v", err)
+			tb.Errorf("Run: %v", err)
 		}
 	}
 }
 
 // crash ends the engine as a kill would.
-func (e *running) crash(t testing.TB) {
-	t.Helper()
+func (e *running) crash(tb testing.TB) {
+	tb.Helper()
 	e.kill()
-	e.close(t)
+	e.close(tb)
 }
 
 func (e *running) send(ctx context.Context, ms ...events.Message) error {

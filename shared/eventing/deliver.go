@@ -282,15 +282,15 @@ func newRoute(f *flow, log *slog.Logger, to outlet, spec *Delivery, dead, replie
 			f.replies.Add(uint64(len(ms)))
 			return outcome{}, nil
 		}
-		r.replies.refused = func(_ scope, _ *events.Message, o outcome) error { return &replyRefused{o} }
+		r.replies.refused = func(_ scope, _ *events.Message, o outcome) error { return &replyError{o} }
 	}
 	return r
 }
 
-// replyRefused is a reply that cannot be kept.
-type replyRefused struct{ outcome outcome }
+// replyError is a reply that cannot be kept.
+type replyError struct{ outcome outcome }
 
-func (e *replyRefused) Error() string { return "storing the reply: " + e.outcome.err.Error() }
+func (e *replyError) Error() string { return "storing the reply: " + e.outcome.err.Error() }
 
 // deliver brings the events to the sink, their replies to the Broker and what could
 // not be delivered to the dead letters; it returns nil when all that has happened.
@@ -350,7 +350,7 @@ func (r *route) reply(s scope, replies []events.Message) (outcome, error) {
 		return outcome{}, nil
 	}
 	err := r.replies.deliver(s, replies)
-	if refused := (*replyRefused)(nil); errors.As(err, &refused) {
+	if refused := (*replyError)(nil); errors.As(err, &refused) {
 		// The subscriber did its work, but what it answered cannot be kept.
 		return outcome{err: err, status: http.StatusBadGateway, detail: []byte(err.Error()), final: true}, nil
 	}
@@ -372,16 +372,14 @@ func (r *route) refused(s scope, m *events.Message, o outcome) error {
 
 // bury brings events to the dead-letter sink, whatever it takes.
 func (r *route) bury(s scope, ms []events.Message) error {
-	level, what := slog.LevelWarn, "events go to the dead-letter sink"
-	if r.dead == nil {
-		level, what = slog.LevelError, "events are discarded, there is no dead-letter sink"
-	}
-	r.log.Log(s.ctx, level, what, "events", len(ms), "id", ms[0].Get("id"), "source", ms[0].Get("source"),
+	log := r.log.With("events", len(ms), "id", ms[0].Get("id"), "source", ms[0].Get("source"),
 		"type", ms[0].Get("type"), "code", ms[0].Get(events.ErrorCode), "reason", ms[0].Get(events.ErrorData))
 	if r.dead == nil {
+		log.Error("events are discarded, there is no dead-letter sink")
 		r.flow.discarded.Add(uint64(len(ms)))
 		return nil
 	}
+	log.Warn("events go to the dead-letter sink")
 	return r.dead.deliver(s, ms)
 }
 

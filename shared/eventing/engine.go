@@ -259,7 +259,10 @@ func (e *Engine) addTrigger(t *Trigger) error {
 func (e *Engine) Run(ctx context.Context) error {
 	defer e.produceCancel()
 	producer, err := e.connect(ctx)
-	if err != nil || producer == nil {
+	if errors.Is(err, errStopped) {
+		return nil
+	}
+	if err != nil {
 		return err
 	}
 	defer e.transport.CloseIdleConnections()
@@ -308,9 +311,8 @@ func (e *Engine) shut(ctx context.Context, cs []*consumer) {
 }
 
 // connect reaches Kafka and prepares it: the topics and where the groups begin. It
-// returns nil when ctx ends before.
+// returns errStopped when ctx ends before.
 func (e *Engine) connect(ctx context.Context) (*kgo.Client, error) {
-	warned := false
 	for try := 1; ; try++ {
 		setup, cancel := context.WithTimeout(ctx, 10*time.Second)
 		err := e.prepare(setup)
@@ -319,14 +321,13 @@ func (e *Engine) connect(ctx context.Context) (*kgo.Client, error) {
 			return e.newProducer()
 		}
 		if ctx.Err() != nil {
-			return nil, nil
+			return nil, errStopped
 		}
-		if !warned || try%20 == 0 {
+		if try == 1 || try%20 == 0 {
 			e.log.Warn("Kafka is not ready, waiting for it", "brokers", e.config.Kafka.Brokers, "error", err)
-			warned = true
 		}
-		if (scope{ctx, nil}).wait(min(patience.delay(try, 0), 2*time.Second)) != nil {
-			return nil, nil
+		if err := (scope{ctx, nil}).wait(min(patience.delay(try, 0), 2*time.Second)); err != nil {
+			return nil, err
 		}
 	}
 }

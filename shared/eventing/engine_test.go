@@ -43,12 +43,12 @@ type subscriber struct {
 	largest  int
 }
 
-func newSubscriber(t testing.TB, answer func(ms []events.Message) (int, []events.Message)) *subscriber {
-	t.Helper()
+func newSubscriber(tb testing.TB, answer func(ms []events.Message) (int, []events.Message)) *subscriber {
+	tb.Helper()
 	s := &subscriber{answer: answer, accepted: map[string]int{}, order: map[string][]string{}}
 	server := httptest.NewServer(s)
-	t.Cleanup(server.CloseClientConnections)
-	t.Cleanup(server.Close)
+	tb.Cleanup(server.CloseClientConnections)
+	tb.Cleanup(server.Close)
 	s.url = server.URL
 	return s
 }
@@ -101,9 +101,9 @@ func (s *subscriber) ids() map[string]int {
 }
 
 // wait returns when the subscriber has accepted n different events.
-func (s *subscriber) wait(t testing.TB, n int) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+func (s *subscriber) wait(tb testing.TB, n int) {
+	tb.Helper()
+	ctx, cancel := context.WithTimeout(tb.Context(), 30*time.Second)
 	defer cancel()
 	err := eventually(ctx, func() error {
 		s.mu.Lock()
@@ -114,7 +114,7 @@ func (s *subscriber) wait(t testing.TB, n int) {
 		return nil
 	})
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 }
 
@@ -130,8 +130,8 @@ spec:
 `
 
 // batches sends n events named by number, with keys, in requests of 50.
-func (e *running) sendMany(t testing.TB, from, n, keys int) {
-	t.Helper()
+func (e *running) sendMany(tb testing.TB, from, n, keys int) {
+	tb.Helper()
 	for at := from; at < from+n; {
 		var ms []events.Message
 		for ; at < from+n && len(ms) < 50; at++ {
@@ -139,8 +139,8 @@ func (e *running) sendMany(t testing.TB, from, n, keys int) {
 			m.Set(events.PartitionKey, "k"+strconv.Itoa(at%keys))
 			ms = append(ms, m)
 		}
-		if err := e.send(t.Context(), ms...); err != nil {
-			t.Fatal(err)
+		if err := e.send(tb.Context(), ms...); err != nil {
+			tb.Fatal(err)
 		}
 	}
 }
@@ -153,20 +153,20 @@ func wantIDs(n int) map[string]bool {
 	return want
 }
 
-func checkComplete(t testing.TB, got map[string]int, n int) {
-	t.Helper()
+func checkComplete(tb testing.TB, got map[string]int, n int) {
+	tb.Helper()
 	have := map[string]bool{}
 	for id := range got {
 		have[id] = true
 	}
 	if diff := cmp.Diff(wantIDs(n), have); diff != "" {
-		t.Errorf("events (-want +got):\n%s", diff)
+		tb.Errorf("events (-want +got):\n%s", diff)
 	}
 }
 
 // checkOrder holds the first deliveries of each key against the order of sending.
-func checkOrder(t testing.TB, s *subscriber) {
-	t.Helper()
+func checkOrder(tb testing.TB, s *subscriber) {
+	tb.Helper()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for key, ids := range s.order {
@@ -174,10 +174,10 @@ func checkOrder(t testing.TB, s *subscriber) {
 		for _, id := range ids {
 			n, err := strconv.Atoi(id)
 			if err != nil {
-				t.Fatal(err)
+				tb.Fatal(err)
 			}
 			if n < last {
-				t.Errorf("key %s: %d came after %d", key, n, last)
+				tb.Errorf("key %s: %d came after %d", key, n, last)
 			}
 			last = n
 		}
@@ -244,20 +244,20 @@ func repliesIn(t *testing.T, cluster *kfake.Cluster) int {
 }
 
 // readTopic reads what is in the topic now.
-func readTopic(t testing.TB, cluster *kfake.Cluster, topic string) []*kgo.Record {
-	t.Helper()
-	client := newClient(t, cluster, kgo.ConsumeTopics(topic), kgo.ConsumeStartOffset(kgo.NewOffset().AtStart()))
-	ends, err := kadm.NewClient(client).ListEndOffsets(t.Context(), topic)
+func readTopic(tb testing.TB, cluster *kfake.Cluster, topic string) []*kgo.Record {
+	tb.Helper()
+	client := newClient(tb, cluster, kgo.ConsumeTopics(topic), kgo.ConsumeStartOffset(kgo.NewOffset().AtStart()))
+	ends, err := kadm.NewClient(client).ListEndOffsets(tb.Context(), topic)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	var total int64
 	ends.Each(func(o kadm.ListedOffset) { total += o.Offset })
 	var records []*kgo.Record
 	for int64(len(records)) < total {
-		fetches := client.PollFetches(t.Context())
+		fetches := client.PollFetches(tb.Context())
 		if err := fetches.Err(); err != nil {
-			t.Fatal(err)
+			tb.Fatal(err)
 		}
 		records = append(records, fetches.Records()...)
 	}

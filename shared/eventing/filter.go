@@ -95,13 +95,13 @@ func (d *document) filter(field string, s *filterSpec) condition {
 		found = append(found, d.list(field+".all", s.All))
 	}
 	if len(s.Any) > 0 {
-		var any disjunction
+		var alternatives disjunction
 		for i := range s.Any {
 			if c := d.filter(fmt.Sprintf("%s.any[%d]", field, i), &s.Any[i]); c != nil {
-				any = append(any, c)
+				alternatives = append(alternatives, c)
 			}
 		}
-		found = append(found, any)
+		found = append(found, alternatives)
 	}
 	if s.Not != nil {
 		found = append(found, negation{d.filter(field+".not", s.Not)})

@@ -156,6 +156,7 @@ type Service struct {
 // DestinationKind says what a Destination is.
 type DestinationKind string
 
+// The kinds of destinations. All but ToRouter and ToURI are kinds of manifests.
 const (
 	ToBroker    DestinationKind = "Broker"
 	ToService   DestinationKind = "Service"

@@ -1,6 +1,7 @@
 package eventing
 
 import (
+	"bytes"
 	"context"
 	"encoding/base64"
 	"errors"
@@ -154,7 +155,7 @@ func TestDelivery_delay(t *testing.T) {
 func TestRetryAfter(t *testing.T) {
 	now := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 	for value, want := range map[string]time.Duration{
-		"": 0, "3": 3 * time.Second, " 3 ": 3 * time.Second, "-1": 0, "soon": 0, "99999999999999999999": 0,
+		"": 0, "3": 3 * time.Second, "\t3": 3 * time.Second, "-1": 0, "soon": 0, "99999999999999999999": 0,
 		now.Add(time.Minute).Format(http.TimeFormat): time.Minute, now.Add(-time.Minute).Format(http.TimeFormat): 0,
 	} {
 		if got := retryAfter(value, now); got != want {
@@ -253,7 +254,7 @@ func TestRecordDecoder(t *testing.T) {
 		if err := m.Validate(); err != nil {
 			t.Errorf("%s: %v", test.name, err)
 		}
-		if string(m.Data) != string(test.r.Value) || (m.Data == nil) != (test.r.Value == nil) {
+		if !bytes.Equal(m.Data, test.r.Value) || (m.Data == nil) != (test.r.Value == nil) {
 			t.Errorf("%s: data %q", test.name, m.Data)
 		}
 	}
@@ -279,7 +280,7 @@ func FuzzRecordDecoder(f *testing.F) {
 			if err != nil {
 				t.Fatalf("the event cannot be sent: %v", err)
 			}
-			if string(again.Data) != string(value) {
+			if !bytes.Equal(again.Data, value) {
 				t.Fatalf("data %q, want %q", again.Data, value)
 			}
 		}

@@ -44,7 +44,7 @@ func (t *topicOutlet) send(ctx context.Context, ms []events.Message) outcome {
 		}
 		// Not ctx: a record that may have been sent cannot be taken back, and giving up
 		// on one would fail its neighbours.
-		client.Produce(t.engine.produceContext, r, w.ack)
+		client.Produce(t.engine.produceContext, r, w.ack) //nolint:contextcheck // see above
 	}
 	select {
 	case <-w.done:

@@ -133,7 +133,7 @@ func (h *httpOutlet) send(ctx context.Context, ms []events.Message) outcome {
 		err = fmt.Errorf("sending to %s: %w", u, err)
 		return outcome{err: err, detail: []byte("dispatch error: " + err.Error())}
 	}
-	defer res.Body.Close()
+	defer func() { _ = res.Body.Close() }() // nothing is left to be done about it
 	if res.StatusCode < 200 || res.StatusCode > 299 {
 		detail, _ := io.ReadAll(io.LimitReader(res.Body, maxDetailBytes)) // what can be had of it
 		_, _ = io.Copy(io.Discard, io.LimitReader(res.Body, 1<<20))       // so that the connection can be used again

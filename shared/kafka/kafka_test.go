@@ -1,6 +1,7 @@
 package kafka
 
 import (
+	"bytes"
 	"strings"
 	"testing"
 	"testing/quick"
@@ -95,7 +96,7 @@ func TestRecord_structured(t *testing.T) {
 			t.Errorf("%s: got %q, want %q", a.Name, got.Get(a.Name), a.Value)
 		}
 	}
-	if string(got.Data) != string(m.Data) {
+	if !bytes.Equal(got.Data, m.Data) {
 		t.Errorf("data %s", got.Data)
 	}
 }
@@ -135,7 +136,7 @@ func FuzzFromRecord(f *testing.F) {
 			return
 		}
 		again, ok := FromRecord(ToRecord("t", &m))
-		if !ok || !cmp.Equal(m.Attrs, again.Attrs) || string(m.Data) != string(again.Data) {
+		if !ok || !cmp.Equal(m.Attrs, again.Attrs) || !bytes.Equal(m.Data, again.Data) {
 			t.Errorf("an event changes on its way: %v, %v", m, again)
 		}
 		for _, a := range m.Attrs {

@@ -4,9 +4,10 @@ package conformance
 type Feature string
 
 const (
-	// KafkaSource and KafkaSink are Knative's Kafka extension.
+	// KafkaSource is that of Knative's Kafka extension.
 	KafkaSource Feature = "KafkaSource"
-	KafkaSink   Feature = "KafkaSink"
+	// KafkaSink is that of Knative's Kafka extension.
+	KafkaSink Feature = "KafkaSink"
 	// Ordering is that of a Kafka-class Broker.
 	Ordering Feature = "Ordering"
 	// DeadLetterReplies are replies with an error code, which this project's engine
