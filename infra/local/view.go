@@ -87,16 +87,16 @@ func render(s Status, width, height int) []string {
 		add(plain, fmt.Sprintf(" (%.1f %%)", 100*s.InvalidShare))
 
 	lake := new(line)
-	lake.add(plain, " lake ").add(bold, count(s.Lake.Records)).add(plain, " records in ").
+	lake.add(plain, " lake ").add(bold, shortCount(s.Lake.Records)).add(plain, " records in ").
 		add(bold, count(s.Lake.Objects)).add(plain, " objects, "+bytesText(s.Lake.Bytes))
-	if !s.Lake.LastWrite.IsZero() {
-		lake.add(plain, ", "+ago(s.Time.Sub(s.Lake.LastWrite)))
-	}
-	dead := plain
+	dead, deadLook := "dead letters "+shortCount(int64(s.DeadLetters)), plain
 	if s.DeadLetters > 0 {
-		dead = red
+		deadLook = red
 	}
-	lake.right(dead, "dead letters "+count(int64(s.DeadLetters)), right)
+	if since := ", " + ago(s.Time.Sub(s.Lake.LastWrite)); !s.Lake.LastWrite.IsZero() && lake.width+len(since)+len(dead) < right {
+		lake.add(plain, since)
+	}
+	lake.right(deadLook, dead, right)
 
 	foot := new(line)
 	foot.add(dim, cut(fmt.Sprintf(" %s   logs %s   Ctrl-C stops", s.URLs[0].URL, filepath.Join(s.StateIn, "log")), width-1))
@@ -168,7 +168,7 @@ const (
 	lagColumn       = 14
 	retryColumn     = 6
 
-	pidColumn     = 48
+	pidColumn     = 46
 	memoryColumn  = 38
 	cpuColumn     = 30
 	restartColumn = 23
@@ -189,14 +189,14 @@ func deliveryLines(s Status, right int) (active, idle []string) {
 			look = red
 		}
 		l.add(look, " "+cut(d.Name, right-46)).add(dim, " "+strings.ToLower(strings.TrimSuffix(d.Kind, "Source")))
-		l.right(plain, rateText(d.PerSecond), right-36).right(plain, count(int64(d.Delivered)), right-deliveredColumn)
-		l.right(plain, count(d.Lag), right-lagColumn)
-		l.right(plain, count(int64(d.Retries)), right-retryColumn)
+		l.right(plain, rateText(d.PerSecond), right-36).right(plain, shortCount(int64(d.Delivered)), right-deliveredColumn)
+		l.right(plain, shortCount(d.Lag), right-lagColumn)
+		l.right(plain, shortCount(int64(d.Retries)), right-retryColumn)
 		deadLook := plain
 		if d.DeadLettered > 0 {
 			deadLook = red
 		}
-		l.right(deadLook, count(int64(d.DeadLettered)), right)
+		l.right(deadLook, shortCount(int64(d.DeadLettered)), right)
 		if d.Received+d.Delivered == 0 && d.Lag == 0 {
 			idle = append(idle, l.String())
 		} else {
@@ -279,6 +279,14 @@ func count(n int64) string {
 		text = text[:i] + "," + text[i:]
 	}
 	return text
+}
+
+// shortCount is count for a narrow column.
+func shortCount(n int64) string {
+	if n < 100_000_000 {
+		return count(n)
+	}
+	return count(n/1_000_000) + "M"
 }
 
 func rateText(perSecond float64) string {
