@@ -73,7 +73,7 @@ chaos: build ## Ten rounds of kill -9 under load (CHAOS_ROUNDS, CHAOS_SEED)
 fuzz: ## Fuzz every parser and encoder for FUZZTIME each
 	@for p in $$(go list ./...); do \
 	  for f in $$(go test -list '^Fuzz' $$p | grep '^Fuzz' || true); do \
-	    echo "$$p $$f"; go test -run '^$$' -fuzz "^$$f$$" -fuzztime $(or $(FUZZTIME),20s) $$p; done; done
+	    echo "$$p $$f"; go test -run '^$$' -fuzz "^$$f$$" -fuzztime $(or $(FUZZTIME),20s) -fuzzminimizetime 20x $$p; done; done
 
 .PHONY: lint
 lint: ## The linters of .golangci.yml; needs golangci-lint 2 on the PATH
