@@ -81,8 +81,16 @@ func (s *Steps) silver(ctx context.Context, tx pgx.Tx, o object) (outcome, error
 // written. Bronze, silver and checks go on meanwhile.
 const goldLock = 0x6d696c6c01 // "mill", 1
 
-// gold brings facts and dimensions into line with silver for the events of an object.
+// goldRows bounds the rows of other objects that a step of gold takes along.
+const goldRows = 200_000
+
+// gold brings facts and dimensions into line with silver for the events of an object,
+// and of other objects that wait for the same: dimensions and sessions that they
+// share are then written once. The steps of those find nothing left to do.
 func (s *Steps) gold(ctx context.Context, tx pgx.Tx, o object) (outcome, error) {
+	if _, err := tx.Exec(ctx, `SELECT pg_advisory_xact_lock($1)`, int64(goldLock)); err != nil {
+		return outcome{}, fmt.Errorf("waiting for other steps of gold: %w", err)
+	}
 	id, loads, err := pending(ctx, tx, o, "silver")
 	if err != nil {
 		return outcome{}, err
@@ -90,9 +98,17 @@ func (s *Steps) gold(ctx context.Context, tx pgx.Tx, o object) (outcome, error) 
 	if len(loads) == 0 {
 		return s.lastOutcome(ctx, tx, id, "") // gold itself stops nothing
 	}
-	if _, err := tx.Exec(ctx, `SELECT pg_advisory_xact_lock($1)`, int64(goldLock)); err != nil {
-		return outcome{}, fmt.Errorf("waiting for other steps of gold: %w", err)
+	rows, err := tx.Query(ctx, `SELECT load_id FROM (
+			SELECT load_id, sum(rows) OVER (ORDER BY load_id) AS sum FROM etl.loads WHERE stage = 'silver' AND load_id <> ALL ($1)
+		) l WHERE sum <= $2`, loads, goldRows)
+	if err != nil {
+		return outcome{}, fmt.Errorf("looking for other loads: %w", err)
 	}
+	others, err := pgx.CollectRows(rows, pgx.RowTo[int64])
+	if err != nil {
+		return outcome{}, fmt.Errorf("looking for other loads: %w", err)
+	}
+	loads = append(loads, others...)
 	var written int64
 	for _, sql := range statements(goldSQL) {
 		var args []any

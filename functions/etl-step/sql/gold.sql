@@ -22,17 +22,20 @@ WHERE w.deleted OR f.version <> w.version OR f.position <> w.first_position
 -- ranking the events of all sessions that the loads touch. An event that was deleted
 -- later counts for the ranks, since it was there when the others arrived, but not
 -- for the session as it is known now.
+-- Session by session, since the planner would read the whole table.
 INSERT INTO pg_temp.ranks
-SELECT record_hash, activity_count, events_in_session FROM (
+SELECT r.record_hash, r.activity_count, r.events_in_session
+FROM (SELECT DISTINCT user_session FROM pg_temp.work) w CROSS JOIN LATERAL (
     SELECT record_hash, deleted,
-        row_number() OVER (PARTITION BY user_session ORDER BY first_position, record_hash) AS activity_count,
-        count(*) FILTER (WHERE NOT deleted) OVER (PARTITION BY user_session) AS events_in_session
+        row_number() OVER (ORDER BY first_position, record_hash) AS activity_count,
+        count(*) FILTER (WHERE NOT deleted) OVER () AS events_in_session
     FROM silver.events
-    WHERE first_position IS NOT NULL AND user_session IN (SELECT DISTINCT user_session FROM pg_temp.work)
-) s WHERE NOT deleted
+    WHERE user_session = w.user_session AND first_position IS NOT NULL
+) r
+WHERE NOT r.deleted
 
--- learning the sizes
-ANALYZE pg_temp.work, pg_temp.changed, pg_temp.ranks
+-- learning that there is mostly nothing in it, which the planner does not expect
+ANALYZE pg_temp.changed
 
 -- removing facts
 DELETE FROM dwh.fact_events f USING pg_temp.changed c WHERE f.record_hash = c.record_hash
