@@ -66,7 +66,8 @@ func BenchmarkDrain(b *testing.B) {
 func BenchmarkProcess(b *testing.B) {
 	w := newWorld(b)
 	topic := w.verdicts(b.N)
-	p := w.process("LAKE_ROUTES=" + topic + "=" + laketest.Bucket())
+	bucket := laketest.Bucket()
+	p := w.process("LAKE_GROUP="+bucket, "LAKE_ROUTES="+topic+"="+bucket)
 	b.ResetTimer()
 	if err := p.tick(b.Context()); err != nil {
 		b.Fatal(err)

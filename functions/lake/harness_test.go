@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"os"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -28,21 +29,31 @@ import (
 // world is a Kafka and an S3 that are real but for their size.
 type world struct {
 	t       testing.TB
-	cluster *kfake.Cluster
+	cluster *kfake.Cluster // nil when the Kafka is another one
+	brokers []string
 	client  *kgo.Client // of the test, to produce and look
 	admin   *kadm.Client
 	s3      lake.Config
 	store   *lake.Store
 }
 
+// realKafka is the environment variable that names the brokers of another Kafka to
+// test against, comma separated. Tests that need kfake's faults are then skipped.
+const realKafka = "TEST_KAFKA_BROKERS"
+
 func newWorld(tb testing.TB) *world {
 	tb.Helper()
-	cluster, err := kfake.NewCluster(kfake.NumBrokers(1))
-	if err != nil {
-		tb.Fatal(err)
+	w := &world{t: tb, s3: laketest.Start(tb)}
+	var err error
+	if brokers := os.Getenv(realKafka); brokers != "" {
+		w.brokers = strings.Split(brokers, ",")
+	} else {
+		if w.cluster, err = kfake.NewCluster(kfake.NumBrokers(1)); err != nil {
+			tb.Fatal(err)
+		}
+		tb.Cleanup(w.cluster.Close)
+		w.brokers = w.cluster.ListenAddrs()
 	}
-	tb.Cleanup(cluster.Close)
-	w := &world{t: tb, cluster: cluster, s3: laketest.Start(tb)}
 	w.client = w.newClient(kgo.RecordPartitioner(kgo.ManualPartitioner()))
 	w.admin = kadm.NewClient(w.client)
 	if w.store, err = w.s3.Connect(); err != nil {
@@ -51,10 +62,18 @@ func newWorld(tb testing.TB) *world {
 	return w
 }
 
+// needFaults skips the test where faults cannot be injected into Kafka.
+func (w *world) needFaults() {
+	w.t.Helper()
+	if w.cluster == nil {
+		w.t.Skip("needs kfake, " + realKafka + " names another Kafka")
+	}
+}
+
 func (w *world) newClient(opts ...kgo.Opt) *kgo.Client {
 	w.t.Helper()
 	opts = append(opts, clientOptions...)
-	client, err := kgo.NewClient(append(opts, kgo.SeedBrokers(w.cluster.ListenAddrs()...))...)
+	client, err := kgo.NewClient(append(opts, kgo.SeedBrokers(w.brokers...))...)
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -74,7 +93,7 @@ func (w *world) topic(partitions int32) string {
 // config drains one topic into a bucket, with chunks small enough to see them.
 func config(topic, bucket string) Config {
 	return Config{
-		Routes: Routes{{topic, bucket}}, Group: "millrace-lake",
+		Routes: Routes{{topic, bucket}}, Group: "millrace-lake-" + bucket,
 		Chunk: 10, ChunkBytes: 1 << 20, DedupWindow: 50, Parallel: 4, MaxDrain: time.Minute,
 	}
 }

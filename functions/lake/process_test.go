@@ -49,7 +49,7 @@ func (w *world) process(env ...string) *process {
 	p := &process{cmd: exec.Command(os.Args[0]), url: "http://127.0.0.1:" + port, output: &bytes.Buffer{}, ended: make(chan struct{})}
 	p.cmd.Env = append([]string{
 		asLake + "=1", "LISTEN_HOST=127.0.0.1", "PORT=" + port, "LOG_LEVEL=warn",
-		"KAFKA_BROKERS=" + strings.Join(w.cluster.ListenAddrs(), ","),
+		"KAFKA_BROKERS=" + strings.Join(w.brokers, ","),
 		"S3_ENDPOINT=" + w.s3.Endpoint, "S3_ACCESS_KEY=" + w.s3.AccessKey, "S3_SECRET_KEY=" + w.s3.SecretKey,
 	}, env...)
 	p.cmd.Stdout, p.cmd.Stderr = p.output, p.output
@@ -108,7 +108,7 @@ func TestProcess_killedAtRandomMoments(t *testing.T) {
 	c := config(topic, bucket)
 	c.Chunk, c.DedupWindow, c.ChunkBytes = 300, 1000, 40_000
 	env := []string{
-		"LAKE_ROUTES=" + topic + "=" + bucket, "LAKE_CHUNK=300", "LAKE_DEDUP_WINDOW=1000", "LAKE_CHUNK_BYTES=40000",
+		"LAKE_GROUP=" + c.Group, "LAKE_ROUTES=" + topic + "=" + bucket, "LAKE_CHUNK=300", "LAKE_DEDUP_WINDOW=1000", "LAKE_CHUNK_BYTES=40000",
 	}
 	rng := seed(t, 7)
 	n, unharmed := 0, 0
@@ -141,7 +141,7 @@ func TestProcess_killedAtRandomMoments(t *testing.T) {
 	}
 
 	fresh := c
-	fresh.Group, fresh.Routes = "fresh", Routes{{topic, laketest.Bucket()}}
+	fresh.Group, fresh.Routes = "fresh-"+bucket, Routes{{topic, laketest.Bucket()}}
 	w.drain(w.drainer(fresh))
 	want, got := w.bucket(fresh.Routes[0].Bucket), w.bucket(bucket)
 	if diff := cmp.Diff(want, got); diff != "" {
@@ -193,7 +193,7 @@ func TestStatus(t *testing.T) {
 	w := newWorld(t)
 	topic, bucket := w.topic(1), laketest.Bucket()
 	w.produce(topic, record(0, "a", noon, "{}"), record(0, "b", noon, "{}"))
-	p := w.process("LAKE_ROUTES=" + topic + "=" + bucket + ", not.there=" + bucket)
+	p := w.process("LAKE_GROUP="+bucket, "LAKE_ROUTES="+topic+"="+bucket+", not.there="+bucket)
 	get := func() string {
 		res, err := http.Get(p.url + "/lake/status")
 		if err != nil {
