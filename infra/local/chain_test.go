@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -18,6 +19,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/millrace-dev/millrace/infra/local/internal/supervise"
 	"github.com/millrace-dev/millrace/shared/events"
 )
 
@@ -226,6 +228,21 @@ func TestChildrenDoNotOutliveAKilledRunner(t *testing.T) {
 	}
 	// Neither folder nor ports are held by anything.
 	p.start()
+	p.stop()
+}
+
+func TestProducerStopsBeforeTheDiskIsFull(t *testing.T) {
+	t.Parallel()
+	p := newPlatform(t, "MILLRACE_MIN_FREE=9000000000000000000")
+	p.args = slices.DeleteFunc(p.args, func(arg string) bool { return arg == "--no-load" })
+	p.start()
+	eventually(t, "the producer is stopped", func() bool {
+		now, ok := p.process("loadgen")
+		return ok && now.State == supervise.Stopped
+	}, p.out.String)
+	if !strings.Contains(p.out.String(), "--min-free") {
+		t.Errorf("the user is not told why:\n%s", p.out)
+	}
 	p.stop()
 }
 

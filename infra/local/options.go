@@ -40,6 +40,7 @@ type options struct {
 
 	createTopics bool
 	kafkaBytes   int64 // for all partitions of the embedded Kafka together
+	minFree      int64 // bytes
 
 	// External parts; nil means the embedded one.
 	kafka *kafka.Config
@@ -76,8 +77,10 @@ func parseOptions(args []string, stdout, stderr io.Writer) (opts options, done b
 	fs.Var(opts.ports, "port", "`name=port` of one part: ingress, kafka, s3 or a function; may be repeated (env MILLRACE_PORT_<NAME>)")
 	fs.BoolVar(&opts.createTopics, "create-topics", os.Getenv("CREATE_TOPICS") == "" || truth(os.Getenv("CREATE_TOPICS")), "create missing topics (env CREATE_TOPICS=0 to only check them)")
 	bytes, bytesErr := envInt("MILLRACE_KAFKA_BYTES", 0)
-	fs.Int64Var(&opts.kafkaBytes, "kafka-bytes", bytes, "most that the embedded Kafka keeps on disk; default 4 GiB, or a quarter of the free space when that is less (env MILLRACE_KAFKA_BYTES)")
-	if err := errors.Join(baseErr, bytesErr); err != nil {
+	fs.Int64Var(&opts.kafkaBytes, "kafka-bytes", bytes, "most that the embedded Kafka keeps on disk; default 2 GiB, or a quarter of the free space when that is less (env MILLRACE_KAFKA_BYTES)")
+	minFree, freeErr := envInt("MILLRACE_MIN_FREE", 1<<30)
+	fs.Int64Var(&opts.minFree, "min-free", minFree, "stop the producer when the disk has fewer free bytes than this (env MILLRACE_MIN_FREE)")
+	if err := errors.Join(baseErr, bytesErr, freeErr); err != nil {
 		return opts, true, err
 	}
 	const about = `Runs the platform on this machine until Ctrl-C: embedded Kafka and S3, every function

@@ -110,12 +110,13 @@ func (w *parts) embedded(name string, env, args []string, ready func(context.Con
 }
 
 // kafkaSpec is the embedded Kafka. Its log is bounded for all partitions together,
-// so that a producer that is never stopped cannot fill the disk.
+// so that a producer that is never stopped cannot fill the disk. After a crash the
+// broker reads all of it at once, so it is bounded with memory in mind too.
 func (w *parts) kafkaSpec() (supervise.Spec, error) {
 	dir := w.state.join("data", "kafka")
 	total := w.opts.kafkaBytes
 	if total == 0 {
-		total = 4 << 30
+		total = 2 << 30
 		if free, err := diskFree(w.state.path); err == nil {
 			total = min(total, free/4)
 		}

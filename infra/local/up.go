@@ -241,9 +241,29 @@ func (r *runner) start(ctx context.Context) error {
 		if r.producer, err = r.sup.Start(spec); err != nil {
 			return err
 		}
+		go r.watchDisk(ctx)
 	}
 	r.out.progress("all", began, "")
 	return nil
+}
+
+// watchDisk stops the producer before the lake, which keeps everything, has filled
+// the disk.
+func (r *runner) watchDisk(ctx context.Context) {
+	for {
+		free, err := diskFree(r.state.path)
+		if err == nil && free < r.opts.minFree {
+			r.collector.event(producer, fmt.Sprintf("is stopped: the disk of %s has only %s free. Make room and start again, or lower --min-free",
+				r.state.path, bytesText(free)), true)
+			r.producer.Stop(ctx)
+			return
+		}
+		select {
+		case <-time.After(5 * time.Second):
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // startStores starts the embedded Kafka and S3, or checks those that the user named.

@@ -1,9 +1,9 @@
 // Package embedkafka runs a Kafka broker inside a Go program, on one port, with its
 // log on disk.
 //
-// It is kfake with the settings that make it fit for more than a test: what was
-// acknowledged survives the death of the process, and the log cannot fill the
-// disk. It is one broker without replication, for a laptop and for tests; it
+// It is kfake with what makes it fit for more than a test: what was acknowledged
+// survives the death of the process, an idempotent producer's records are in the log
+// exactly once even so, and the log cannot fill the disk. It is one broker without replication, for a laptop and for tests; it
 // does not survive the loss of power, since writes are not synced, as with Kafka's
 // own defaults.
 package embedkafka
@@ -12,10 +12,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"net"
 	"os"
-	"path/filepath"
 	"runtime/debug"
 	"strconv"
 	"time"
@@ -58,6 +56,9 @@ func Run(ctx context.Context, cfg Config) error {
 	if err := os.MkdirAll(cfg.DataDir, 0o755); err != nil {
 		return fmt.Errorf("making the data folder: %w", err)
 	}
+	if err := recoverProducers(cfg.DataDir); err != nil {
+		return fmt.Errorf("recovering producers from the log in %s: %w", cfg.DataDir, err)
+	}
 	cluster, err := kfake.NewCluster(
 		kfake.NumBrokers(1),
 		kfake.Ports(cfg.Port),
@@ -85,12 +86,6 @@ func Run(ctx context.Context, cfg Config) error {
 		return fmt.Errorf("opening the log in %s: %w", cfg.DataDir, err)
 	}
 	defer cluster.Close()
-	// Producers' sequence numbers are written on a clean stop only. Read once,
-	// they are out of date: after a crash they would refuse producers that have
-	// gone on since.
-	if err := os.Remove(filepath.Join(cfg.DataDir, "seq_windows.json")); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("removing old sequence numbers: %w", err)
-	}
 	// Opening the log read all of it; hand the memory back.
 	debug.FreeOSMemory()
 	fmt.Printf("kafka listens on %s:%d, log in %s\n", cfg.host(), cfg.Port, cfg.DataDir)
