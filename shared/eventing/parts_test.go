@@ -458,16 +458,18 @@ spec:
   subscriber: {uri: "` + s.url + `"}
 `
 	e := startEngine(t, newCluster(t), manifest, func(c *Config) { c.Clock = clock })
-	for n := range 3 {
+	// Ticks that come too soon after one another are left out, so there may be more.
+	for len(s.ids()) < 3 {
 		clock.set(<-clock.waiting)
-		s.wait(t, n+1)
 	}
 	e.close(t)
-	if got := len(s.ids()); got != 3 {
-		t.Errorf("%d different ticks, want 3", got)
-	}
-	if st := e.Stats().Sources[0]; st.Kind != "PingSource" || st.Delivered != 3 {
+	if st := e.Stats().Sources[0]; st.Kind != "PingSource" || st.Delivered < 3 || st.Received < st.Delivered {
 		t.Errorf("stats: %+v", st)
+	}
+	for id, n := range s.ids() {
+		if n != 1 {
+			t.Errorf("tick %s came %d times", id, n)
+		}
 	}
 }
 
