@@ -178,7 +178,11 @@ type position struct {
 	metadata  string
 	// recovered is where to begin when nothing was committed.
 	recovered int64
+	// problem is why the partition must not be drained.
+	problem string
 }
+
+const madeAnew = "the topic was deleted and made anew: its offsets begin again, and its objects would replace those of the old one; route it to another bucket, or move the old objects away and delete the group's offsets"
 
 // positions asks Kafka for the partitions of all routes. A topic that does not
 // exist is left out and logged once.
@@ -241,6 +245,11 @@ func (d *Drainer) positions(ctx context.Context) ([]position, error) {
 			at.logStart, at.end = start.Offset, end.Offset
 			if o, ok := offsets.Lookup(topic, p.Partition); ok {
 				at.committed, at.metadata = o.At, o.Metadata
+				if was, ok := parseProgress(o.At, o.Metadata); ok && at.anotherTopic(was.topic) {
+					at.problem = madeAnew
+				} else if at.committed > at.end {
+					at.problem = fmt.Sprintf("the committed offset %d is behind the partition's end %d: it has lost records; drained again when the end has passed it, or when the offset of group %s is reset", at.committed, at.end, d.group)
+				}
 			}
 			positions = append(positions, at)
 		}
@@ -271,7 +280,7 @@ func (d *Drainer) recover(ctx context.Context, positions []position) error {
 	listed := make(map[string]map[int32]lake.Key)
 	for i := range positions {
 		p := &positions[i]
-		if p.committed >= 0 || p.end <= p.logStart {
+		if p.committed >= 0 || p.end <= p.logStart || p.problem != "" {
 			continue
 		}
 		last := listed[p.topic]
@@ -299,6 +308,10 @@ func (d *Drainer) recover(ctx context.Context, positions []position) error {
 		if err != nil {
 			return err
 		}
+		if p.anotherTopic(o.Metadata[metaTopic]) {
+			p.problem = madeAnew
+			continue
+		}
 		// Chunks are committed one after the other: whoever wrote into the one that
 		// begins at base had made all before it durable.
 		base, err := strconv.ParseInt(o.Metadata[metaBase], 10, 64)
@@ -306,7 +319,8 @@ func (d *Drainer) recover(ctx context.Context, positions []position) error {
 			base = k.Offset // not ours: the sink connector writes in order of offsets
 		}
 		if base > p.end {
-			base = 0 // of another topic of this name
+			p.problem = fmt.Sprintf("the lake has records up to offset %d, the partition ends at %d: it is of another topic of this name, or has lost records", base, p.end)
+			continue
 		}
 		p.recovered = base
 		slog.Info("no committed offset, going on from what is in the lake",
@@ -336,11 +350,6 @@ func (d *Drainer) noteFound(topic string) {
 // plan says what there is to do for a partition, nil for nothing.
 func (d *Drainer) plan(ctx context.Context, p position, began time.Time) (*partitionDrain, error) {
 	log := slog.With("topic", p.topic, "partition", p.partition)
-	if p.committed > p.end {
-		log.Error("the committed offset is behind the partition's end: the topic was deleted and made anew, or has lost records; not drained until the end has passed it or the group's offset is reset",
-			"group", d.group, "committed", p.committed, "end", p.end)
-		return nil, nil
-	}
 	d.mu.Lock()
 	id := partitionID{p.topic, p.partition}
 	state := d.states[id]
@@ -348,9 +357,13 @@ func (d *Drainer) plan(ctx context.Context, p position, began time.Time) (*parti
 		state = &partitionState{}
 		d.states[id] = state
 	}
-	at, lost := resume(d.layout, p.committed, p.metadata, max(p.logStart, p.recovered))
-	state.end, state.offset = p.end, at.offset
+	at, lost := resume(d.layout, p.topicID(), p.committed, p.metadata, max(p.logStart, p.recovered))
+	state.end, state.offset, state.problem = p.end, at.offset, p.problem
 	d.mu.Unlock()
+	if p.problem != "" {
+		log.Error("not drained", "problem", p.problem)
+		return nil, nil
+	}
 	if lost > 0 {
 		d.mu.Lock()
 		d.lost += lost

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 
@@ -28,6 +29,14 @@ type source struct {
 	id        [16]byte
 	partition int32
 	leader    int32
+}
+
+// topicID is the topic's id as text; all zeros from brokers that have none.
+func (s source) topicID() string { return hex.EncodeToString(s.id[:]) }
+
+// anotherTopic tells whether an id that was noted is that of another topic than s's.
+func (s source) anotherTopic(noted string) bool {
+	return noted != "" && noted != s.topicID() && s.id != [16]byte{}
 }
 
 // fetchRange calls f for every record in the offsets [from, to) in their order,

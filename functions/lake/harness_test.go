@@ -59,7 +59,25 @@ func newWorld(tb testing.TB) *world {
 	if w.store, err = w.s3.Connect(); err != nil {
 		tb.Fatal(err)
 	}
+	// A Kafka that was never used makes its group coordinator at the first question.
+	w.eventually(func() bool {
+		_, err := w.admin.FetchOffsets(tb.Context(), "any")
+		return !errors.Is(err, kerr.CoordinatorNotAvailable)
+	})
 	return w
+}
+
+// eventually waits for a condition.
+func (w *world) eventually(holds func() bool) {
+	w.t.Helper()
+	timeout := time.After(20 * time.Second)
+	for !holds() {
+		select {
+		case <-timeout:
+			w.t.Fatal("the condition does not come true")
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
 }
 
 // needFaults skips the test where faults cannot be injected into Kafka.
@@ -84,10 +102,17 @@ func (w *world) newClient(opts ...kgo.Opt) *kgo.Client {
 func (w *world) topic(partitions int32) string {
 	w.t.Helper()
 	name := laketest.Bucket() + ".topic"
-	if _, err := w.admin.CreateTopic(w.t.Context(), partitions, 1, nil, name); err != nil {
+	w.create(name, partitions)
+	return name
+}
+
+func (w *world) create(name string, partitions int32) {
+	w.t.Helper()
+	// The records are older than what a Kafka keeps by default.
+	forever := "-1"
+	if _, err := w.admin.CreateTopic(w.t.Context(), partitions, 1, map[string]*string{"retention.ms": &forever}, name); err != nil {
 		w.t.Fatal(err)
 	}
-	return name
 }
 
 // config drains one topic into a bucket, with chunks small enough to see them.

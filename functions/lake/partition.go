@@ -31,6 +31,7 @@ type partitionState struct {
 	lastDrain  time.Time
 	offset     int64     // as committed
 	end        int64     // as last seen
+	problem    string    // why it is not drained
 	committed  time.Time // when this process last committed
 }
 
@@ -233,6 +234,7 @@ const writersPerPartition = 4
 const (
 	metaNext    = "millrace-next"    // offset of its last record, plus one
 	metaBase    = "millrace-base"    // progress.base when it was written
+	metaTopic   = "millrace-topic"   // the topic's id
 	metaRecords = "millrace-records" // how many it has
 )
 
@@ -260,6 +262,7 @@ func (d *partitionDrain) writePart(ctx context.Context, p *part) error {
 			metaNext:    strconv.FormatInt(p.next, 10),
 			metaBase:    strconv.FormatInt(d.progress.base, 10),
 			metaRecords: strconv.Itoa(p.records),
+			metaTopic:   d.src.topicID(),
 		}, cond)
 	}
 	for {

@@ -24,12 +24,15 @@ type progress struct {
 	// short before the change may have written records behind base into objects
 	// that begin before it, so these objects must be looked at.
 	rebased bool
+	// topic is the topic's id, in hexadecimal. One that is deleted and made anew
+	// under the same name has another id, and begins its offsets again.
+	topic string
 }
 
-const progressFormat = "millrace-lake/1 chunk=%d bytes=%d window=%d base=%d from=%d"
+const progressFormat = "millrace-lake/1 chunk=%d bytes=%d window=%d base=%d from=%d topic=%s"
 
 func (p progress) metadata() string {
-	text := fmt.Sprintf(progressFormat, p.layout.Chunk, p.layout.ChunkBytes, p.layout.Window, p.base, p.from)
+	text := fmt.Sprintf(progressFormat, p.layout.Chunk, p.layout.ChunkBytes, p.layout.Window, p.base, p.from, p.topic)
 	if p.rebased {
 		text += " rebased"
 	}
@@ -41,8 +44,8 @@ func (p progress) metadata() string {
 func parseProgress(offset int64, metadata string) (p progress, ok bool) {
 	p.offset = offset
 	metadata, p.rebased = strings.CutSuffix(metadata, " rebased")
-	n, err := fmt.Sscanf(metadata, progressFormat, &p.layout.Chunk, &p.layout.ChunkBytes, &p.layout.Window, &p.base, &p.from)
-	ok = err == nil && n == 5 && p.layout.Chunk > 0 &&
+	n, err := fmt.Sscanf(metadata, progressFormat, &p.layout.Chunk, &p.layout.ChunkBytes, &p.layout.Window, &p.base, &p.from, &p.topic)
+	ok = err == nil && n == 6 && p.layout.Chunk > 0 &&
 		p.base >= 0 && p.base <= offset && p.from >= 0 && p.from <= p.base
 	return p, ok
 }
@@ -50,7 +53,7 @@ func parseProgress(offset int64, metadata string) (p progress, ok bool) {
 // resume says where to go on from what was committed. logStart is the first offset
 // that the log still has; committed is -1 when the group has none. lost counts the
 // offsets that the log dropped before they were drained.
-func resume(l layout, committed int64, metadata string, logStart int64) (p progress, lost int64) {
+func resume(l layout, topic string, committed int64, metadata string, logStart int64) (p progress, lost int64) {
 	at := committed
 	if at < logStart {
 		if committed >= 0 {
@@ -59,12 +62,13 @@ func resume(l layout, committed int64, metadata string, logStart int64) (p progr
 		at = logStart
 	}
 	was, ok := parseProgress(committed, metadata)
-	if ok && lost == 0 && was.layout == l && was.from >= logStart && l.start(was.base) == l.start(at) {
+	if ok && lost == 0 && was.topic == topic && was.layout == l && was.from >= logStart && l.start(was.base) == l.start(at) {
 		return was, 0
 	}
 	return progress{
 		offset: at, layout: l, base: at, from: min(at, max(logStart, l.start(at)-l.Window, 0)),
 		rebased: at > 0, // nothing can begin before 0
+		topic:   topic,
 	}, lost
 }
 

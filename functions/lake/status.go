@@ -25,6 +25,8 @@ type partitionStatus struct {
 	LogStart      int64  `json:"log_start"`
 	HighWatermark int64  `json:"high_watermark"`
 	Lag           int64  `json:"lag"`
+	// Problem is why the partition is not drained.
+	Problem string `json:"problem,omitempty"`
 	// LastObject is the key that this process wrote last, if it wrote any.
 	LastObject string `json:"last_object,omitempty"`
 }
@@ -53,6 +55,7 @@ func (d *Drainer) status(ctx context.Context) ([]topicStatus, error) {
 			}
 			if state := d.states[partitionID{p.topic, p.partition}]; state != nil {
 				s.LastObject = state.lastObject
+				s.Problem = state.problem
 			}
 			t.Lag += s.Lag
 			t.Partitions = append(t.Partitions, s)
