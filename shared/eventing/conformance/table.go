@@ -10,6 +10,10 @@ const (
 	KafkaSink Feature = "KafkaSink"
 	// Ordering is that of a Kafka-class Broker.
 	Ordering Feature = "Ordering"
+	// Discarding is that an event without retries and dead-letter sink is gone when its
+	// first delivery fails. The plain Broker answers its sender after the deliveries,
+	// and its ingress tries again whatever the Trigger says.
+	Discarding Feature = "Discarding"
 	// DeadLetterReplies are replies with an error code, which this project's engine
 	// brings to the dead-letter sink.
 	DeadLetterReplies Feature = "DeadLetterReplies"
@@ -151,7 +155,7 @@ func deliveryCases() []Case {
 		failing("503 is retried", Rule{ID: "bad", Status: 503}, 3, dead("503")),
 		failing("a retry succeeds", Rule{ID: "bad", Status: 503, Attempts: 2}, 3, nil),
 		{
-			Name:        "delivery/none at all",
+			Name: "delivery/none at all", Needs: []Feature{Discarding},
 			Manifests:   trigger("plain", toA),
 			Subscribers: map[string]Script{"a": {Rules: []Rule{{ID: "bad", Status: 500}}}},
 			Send:        []Event{{ID: "bad"}, {ID: "good"}},
