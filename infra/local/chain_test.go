@@ -86,28 +86,23 @@ func chaos(t *testing.T, p *platformProcess, others map[string]func(), victims .
 	t.Logf("CHAOS_ROUNDS=%d CHAOS_SEED=%d", rounds, seed)
 	rng := rand.New(rand.NewPCG(seed, 0))
 	rng.Shuffle(len(victims), func(i, j int) { victims[i], victims[j] = victims[j], victims[i] })
-	kill := func(name string) {
-		if f := others[name]; f != nil {
-			f()
-			return
-		}
-		p.killPart(name)
-	}
-
 	generator := p.startLoad("-rate", "3000")
 	for round := range rounds {
 		awaitTraffic(p)
 		time.Sleep(time.Duration(rng.IntN(800)) * time.Millisecond) // the random moment, not a wait
-		victim := victims[round%len(victims)]
-		second := ""
+		kill := []string{victims[round%len(victims)]}
 		if rng.IntN(3) == 0 {
-			second = victims[(round+1+rng.IntN(len(victims)-1))%len(victims)]
+			kill = append(kill, victims[(round+1+rng.IntN(len(victims)-1))%len(victims)])
 		}
-		t.Logf("round %d: killing %s %s", round+1, victim, second)
-		kill(victim)
-		if second != "" && second != victim {
-			kill(second)
-		}
+		t.Logf("round %d: killing %s", round+1, strings.Join(kill, " and "))
+		kill = slices.DeleteFunc(kill, func(name string) bool {
+			if others[name] == nil {
+				return false
+			}
+			others[name]()
+			return true
+		})
+		p.killParts(kill...)
 	}
 	awaitTraffic(p)
 	report := generator.stop()

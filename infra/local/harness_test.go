@@ -268,23 +268,34 @@ func (p *platformProcess) process(name string) (ProcessStatus, bool) {
 	return s.Processes[i], true
 }
 
-// killPart kills one process of the platform and waits until its successor is
-// ready.
-func (p *platformProcess) killPart(name string) {
+// killParts kills processes of the platform at one moment and waits until their
+// successors are ready.
+func (p *platformProcess) killParts(names ...string) {
 	p.t.Helper()
-	if name == "runner" {
+	pids := map[string]int{}
+	for _, name := range names {
+		if name == "runner" {
+			continue
+		}
+		now, ok := p.process(name)
+		if !ok || now.PID == 0 {
+			p.t.Fatalf("there is no process %s", name)
+		}
+		pids[name] = now.PID
+	}
+	for name, pid := range pids {
+		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+			p.t.Fatalf("killing %s: %v", name, err)
+		}
+	}
+	if slices.Contains(names, "runner") {
 		p.kill()
 		p.start()
 		return
 	}
-	before, ok := p.process(name)
-	if !ok || before.PID == 0 {
-		p.t.Fatalf("there is no process %s", name)
+	for name, pid := range pids {
+		p.awaitSuccessor(name, pid)
 	}
-	if err := syscall.Kill(before.PID, syscall.SIGKILL); err != nil {
-		p.t.Fatalf("killing %s: %v", name, err)
-	}
-	p.awaitSuccessor(name, before.PID)
 }
 
 func (p *platformProcess) awaitSuccessor(name string, pid int) {

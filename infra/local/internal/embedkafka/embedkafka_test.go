@@ -23,7 +23,10 @@ func TestMain(m *testing.M) {
 	if dir := os.Getenv("EMBEDKAFKA_TEST_DIR"); dir != "" {
 		port, err := strconv.Atoi(os.Getenv("EMBEDKAFKA_TEST_PORT"))
 		if err == nil {
-			err = Run(context.Background(), Config{Port: port, DataDir: dir, PartitionBytes: MinPartitionBytes})
+			err = Run(context.Background(), Config{
+				Port: port, Advertise: os.Getenv("EMBEDKAFKA_TEST_ADVERTISE"),
+				DataDir: dir, PartitionBytes: MinPartitionBytes,
+			})
 		}
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
@@ -32,13 +35,21 @@ func TestMain(m *testing.M) {
 }
 
 type broker struct {
-	t    *testing.T
-	dir  string
-	port int
-	cmd  *exec.Cmd
+	t         *testing.T
+	dir       string
+	port      int
+	advertise string // when clients are to come another way
+	cmd       *exec.Cmd
 }
 
 func startBroker(t *testing.T) *broker {
+	t.Helper()
+	b := newBroker(t)
+	b.start()
+	return b
+}
+
+func newBroker(t *testing.T) *broker {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -46,15 +57,18 @@ func startBroker(t *testing.T) *broker {
 	}
 	b := &broker{t: t, dir: t.TempDir(), port: l.Addr().(*net.TCPAddr).Port}
 	l.Close()
-	t.Cleanup(func() { b.kill() })
-	b.start()
+	t.Cleanup(func() {
+		if b.cmd != nil {
+			b.kill()
+		}
+	})
 	return b
 }
 
 func (b *broker) start() {
 	b.t.Helper()
 	b.cmd = exec.Command(os.Args[0])
-	b.cmd.Env = append(os.Environ(), "EMBEDKAFKA_TEST_DIR="+b.dir, "EMBEDKAFKA_TEST_PORT="+strconv.Itoa(b.port))
+	b.cmd.Env = append(os.Environ(), "EMBEDKAFKA_TEST_DIR="+b.dir, "EMBEDKAFKA_TEST_PORT="+strconv.Itoa(b.port), "EMBEDKAFKA_TEST_ADVERTISE="+b.advertise)
 	b.cmd.Stderr = os.Stderr
 	if err := b.cmd.Start(); err != nil {
 		b.t.Fatal(err)

@@ -34,9 +34,6 @@ const (
 	// keptBatches is how many batches of a producer a partition remembers, Kafka's
 	// and kfake's number: a client has no more than that on the way.
 	keptBatches = 5
-	// checkedTail is how much of a segment's end is checked against its checksums.
-	// More than one batch, which is all that a kill can leave half written.
-	checkedTail = 2 * maxBatchBytes
 	// readAhead is read at a time: headers of small batches come many at once, and
 	// little is read in vain when batches are large.
 	readAhead = 4 << 10
@@ -216,7 +213,6 @@ func eachBatchIn(path string, fn func(batchHeader)) error {
 		buf     = make([]byte, readAhead)
 		bufPos  int64
 		bufLen  int64
-		batch   []byte
 		size    = info.Size()
 		nextPos int64
 	)
@@ -233,8 +229,9 @@ func eachBatchIn(path string, fn func(batchHeader)) error {
 		if nextPos < pos+batchHeaderBytes || nextPos > size {
 			return nil
 		}
-		if nextPos > size-checkedTail {
-			batch = slices.Grow(batch[:0], int(nextPos-pos))[:nextPos-pos]
+		// Only the last batch can be half written.
+		if nextPos == size {
+			batch := make([]byte, nextPos-pos)
 			if _, err := f.ReadAt(batch, pos); err != nil {
 				return err
 			}
@@ -302,33 +299,41 @@ func readEntries(path string, fn func(entry []byte)) (data []byte, whole int, er
 	return data, whole, nil
 }
 
-// addProducers makes sure that kfake knows every producer of the log, since it
-// drops the windows of others, and gives none of their ids to a new producer. It
-// knows those that it gave an id; one that came with an id from before the data
-// folder was emptied is in the log alone.
+// addProducers makes sure that kfake knows every producer of the log and its latest
+// epoch: kfake drops the windows of producers that it does not know, and would give
+// their ids to others. An id is noted when it is given out, but an epoch that a
+// producer raised by itself is in the log alone, and so is a producer that is older
+// than the data folder.
 func addProducers(path string, windows []producerWindow) error {
 	type entry struct {
 		Type     string `json:"type"`
 		Producer int64  `json:"pid"`
 		Epoch    int16  `json:"epoch"`
+		Tx       string `json:"txid,omitempty"`
 	}
-	known := map[int64]bool{}
+	epochs := map[int64]int16{}
 	if _, _, err := readEntries(path, func(data []byte) {
 		var e entry
-		if json.Unmarshal(data, &e) == nil && e.Type == "init" {
-			known[e.Producer] = true
+		switch {
+		case json.Unmarshal(data, &e) != nil || e.Type != "init":
+		case e.Tx != "":
+			epochs[e.Producer] = math.MaxInt16 // kfake's alone to raise
+		default:
+			epochs[e.Producer] = e.Epoch
 		}
 	}); err != nil {
 		return err
 	}
-	var add []byte
+	missing := map[int64]bool{}
 	for _, w := range windows {
-		if known[w.Producer] {
-			continue
+		if epoch, ok := epochs[w.Producer]; !ok || epoch < w.Epoch {
+			epochs[w.Producer] = w.Epoch
+			missing[w.Producer] = true
 		}
-		known[w.Producer] = true
-		// The epoch of any partition will do: kfake takes a batch's if it is later.
-		data, err := json.Marshal(entry{"init", w.Producer, 0})
+	}
+	var add []byte
+	for producer := range missing {
+		data, err := json.Marshal(entry{Type: "init", Producer: producer, Epoch: epochs[producer]})
 		if err != nil {
 			return fmt.Errorf("encoding producers: %w", err)
 		}
