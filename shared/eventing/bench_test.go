@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -99,12 +100,15 @@ func echo(w http.ResponseWriter, r *http.Request) {
 // function, reply, Broker, Trigger, KafkaSink, topic. Kafka (on disk), the engine
 // and the function share this process.
 func BenchmarkPipeline(b *testing.B) {
-	b.Run("3 Triggers", func(b *testing.B) { benchmarkPipeline(b, 0) })
+	b.Run("3 Triggers", func(b *testing.B) { benchmarkPipeline(b, 0, 0) })
 	// Triggers on the same Broker whose filter nothing passes.
-	b.Run("9 Triggers", func(b *testing.B) { benchmarkPipeline(b, 6) })
+	b.Run("9 Triggers", func(b *testing.B) { benchmarkPipeline(b, 6, 0) })
+	b.Run("at 1,000 a second", func(b *testing.B) { benchmarkPipeline(b, 0, 1000) })
 }
 
-func benchmarkPipeline(b *testing.B, idle int) {
+// benchmarkPipeline sends b.N records at the rate, 0 being as fast as possible, past
+// so many Triggers that have no interest in them.
+func benchmarkPipeline(b *testing.B, idle, rate int) {
 	b.Helper()
 	cluster := newCluster(b, kfake.DataDir(b.TempDir()))
 	client := newClient(b, cluster, kgo.ProducerBatchCompression(kgo.NoCompression()), kgo.RecordPartitioner(kgo.StickyKeyPartitioner(nil)))
@@ -126,18 +130,36 @@ func benchmarkPipeline(b *testing.B, idle int) {
 	before := cpuTime(b)
 	b.ResetTimer()
 	go func() {
+		began := time.Now()
 		for i := range b.N {
+			if rate > 0 && i%10 == 0 {
+				time.Sleep(time.Until(began.Add(time.Duration(i) * time.Second / time.Duration(rate))))
+			}
 			client.Produce(context.Background(), &kgo.Record{Topic: "raw", Key: []byte("session-" + strconv.Itoa(i%5000)), Value: []byte(rawRecord)}, nil)
 		}
 	}()
-	for n := 0; n < b.N; {
+	latencies := make([]time.Duration, 0, b.N)
+	for len(latencies) < b.N {
 		fetches := sink.PollFetches(b.Context())
 		if b.Context().Err() != nil {
 			b.Fatal(e.Stats())
 		}
-		n += fetches.NumRecords()
+		now := time.Now()
+		fetches.EachRecord(func(r *kgo.Record) {
+			m, _ := kafka.FromRecord(r)
+			at, err := time.Parse(time.RFC3339, m.Get("time")) // of the raw record
+			if err != nil {
+				b.Fatal(err)
+			}
+			latencies = append(latencies, now.Sub(at))
+		})
 	}
 	b.StopTimer()
+	if rate > 0 {
+		slices.Sort(latencies)
+		b.ReportMetric(float64(latencies[len(latencies)/2].Milliseconds()), "p50-ms")
+		b.ReportMetric(float64(latencies[len(latencies)*99/100].Milliseconds()), "p99-ms")
+	}
 	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "events/s")
 	b.ReportMetric(float64((cpuTime(b)-before).Microseconds())/float64(b.N), "cpu-µs/op")
 	var mem runtime.MemStats

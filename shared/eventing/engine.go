@@ -296,8 +296,8 @@ func (e *Engine) Run(ctx context.Context) error {
 	context.AfterFunc(drain, cancel)
 	e.shut(drain, e.consumers)
 	pings.Wait()
-	if err := producer.Flush(drain); err != nil {
-		e.log.Warn("some events were not acknowledged by Kafka before the end", "error", err)
+	if err := producer.Flush(drain); err != nil && producer.BufferedProduceRecords() > 0 {
+		e.log.Warn("some events were not acknowledged by Kafka before the end", "events", producer.BufferedProduceRecords())
 	}
 	return nil
 }

@@ -826,6 +826,24 @@ func TestHandler_kafkaAway(t *testing.T) {
 	}
 }
 
+// Run ends when it is told to, also while Kafka is away.
+func TestEngine_endsWithoutKafka(t *testing.T) {
+	cluster, err := kfake.NewCluster(kfake.NumBrokers(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := newSubscriber(t, nil)
+	e := startEngine(t, cluster, fmt.Sprintf(triggerManifest, "ordered", s.url, 0, ""), func(c *Config) { c.DrainTimeout = 500 * time.Millisecond })
+	e.sendMany(t, 0, 10, 1)
+	s.wait(t, 10)
+	cluster.Close()
+	began := time.Now()
+	e.close(t)
+	if took := time.Since(began); took > 15*time.Second {
+		t.Errorf("it took %s", took)
+	}
+}
+
 func TestHandler_notRunning(t *testing.T) {
 	g, err := Load(write(t, brokerManifest))
 	if err != nil {
