@@ -175,7 +175,11 @@ func (l *loading) run(ctx context.Context) (outcome, error) {
 	if l.expected != nil {
 		metrics["expected"] = float64(*l.expected)
 	}
-	failures, err := l.validate(ctx, l.tx, "bronze", l.object, []int64{l.load}, metrics)
+	from, err := gather(ctx, l.tx, "bronze", []int64{l.load})
+	if err != nil {
+		return outcome{}, err
+	}
+	failures, err := l.validate(ctx, l.tx, "bronze", from, l.object, []int64{l.load}, metrics)
 	if err != nil {
 		return outcome{}, err
 	}

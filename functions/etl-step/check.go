@@ -21,23 +21,27 @@ func (s *Steps) check(ctx context.Context, tx pgx.Tx, o object) (outcome, error)
 	if len(loads) == 0 {
 		return s.lastOutcome(ctx, tx, id, "gold")
 	}
-	metrics := map[string]float64{}
-	var live, facts float64
-	err = tx.QueryRow(ctx, `SELECT count(*), count(*) FILTER (WHERE EXISTS (SELECT FROM dwh.fact_events f WHERE f.record_hash = b.record_hash))
-		FROM (SELECT DISTINCT record_hash FROM bronze.events WHERE load_id = ANY ($1)) b
-		JOIN silver.events s ON s.record_hash = b.record_hash AND NOT s.deleted`, loads).Scan(&live, &facts)
+	from, err := gather(ctx, tx, "gold", loads)
+	if err != nil {
+		return outcome{}, err
+	}
+	var facts, missing int64
+	err = tx.QueryRow(ctx, `SELECT (SELECT count(*) FROM (`+from+`) b), (
+			SELECT count(*) FROM silver.events s WHERE NOT s.deleted AND s.record_hash IN (
+				SELECT record_hash FROM bronze.events WHERE load_id = ANY ($1) AND record_hash IS NOT NULL
+				EXCEPT SELECT record_hash FROM (`+from+`) b))`, loads).Scan(&facts, &missing)
 	if err != nil {
 		return outcome{}, fmt.Errorf("counting facts: %w", err)
 	}
-	metrics["live_events"], metrics["facts"] = live, facts
-	failures, err := s.validate(ctx, tx, "gold", o, loads, metrics)
+	metrics := map[string]float64{"facts_missing": float64(missing)}
+	failures, err := s.validate(ctx, tx, "gold", from, o, loads, metrics)
 	if err != nil {
 		return outcome{}, err
 	}
 	if len(failures) > 0 {
 		return s.stop(ctx, tx, "gold", loads, failures)
 	}
-	return outcome{state: succeeded, rows: int64(facts)}, advance(ctx, tx, loads, "checked")
+	return outcome{state: succeeded, rows: facts}, advance(ctx, tx, loads, "checked")
 }
 
 // scopes give the rows of loads in each layer's table. Those of silver and gold are
@@ -48,30 +52,37 @@ var scopes = map[string]string{
 	"gold":   `SELECT f.* FROM (SELECT DISTINCT record_hash FROM bronze.events WHERE load_id IN (%s)) b JOIN dwh.fact_events f USING (record_hash)`,
 }
 
-// validate runs a layer's suite on the rows of loads, keeps the report, and names
+// gather gives a SELECT of the rows of loads in a layer's table, for the rest of the
+// transaction.
+func gather(ctx context.Context, tx pgx.Tx, layer string, loads []int64) (string, error) {
+	from := fmt.Sprintf(scopes[layer], strings.Trim(strings.Join(strings.Fields(fmt.Sprint(loads)), ", "), "[]"))
+	if layer == "bronze" {
+		return from, nil
+	}
+	_, err := tx.Exec(ctx, fmt.Sprintf(`CREATE TEMP TABLE IF NOT EXISTS batch_%[1]s (LIKE %[2]s) ON COMMIT DELETE ROWS; INSERT INTO pg_temp.batch_%[1]s %[3]s`,
+		layer, layerTables[layer], from))
+	if err != nil {
+		return "", fmt.Errorf("gathering what to check: %w", err)
+	}
+	return "SELECT * FROM pg_temp.batch_" + layer, nil
+}
+
+// layerTables are what is checked of a layer that is gathered.
+var layerTables = map[string]string{"silver": "silver.events", "gold": "dwh.fact_events"}
+
+// validate runs a layer's suite on gathered rows, keeps the report, and names
 // the critical checks that failed.
-func (s *Steps) validate(ctx context.Context, tx pgx.Tx, layer string, o object, loads []int64, metrics map[string]float64) ([]string, error) {
-	failures, report, err := s.evaluate(ctx, tx, layer, o, loads, metrics)
+func (s *Steps) validate(ctx context.Context, tx pgx.Tx, layer, from string, o object, loads []int64, metrics map[string]float64) ([]string, error) {
+	failures, report, err := s.evaluate(ctx, tx, layer, from, o, loads, metrics)
 	if err != nil {
 		return nil, err
 	}
 	return failures, s.keep(ctx, tx, layer, o, loads, failures, report)
 }
 
-func (s *Steps) evaluate(ctx context.Context, tx pgx.Tx, layer string, o object, loads []int64, metrics map[string]float64) ([]string, *quality.Report, error) {
-	from := fmt.Sprintf(scopes[layer], strings.Trim(strings.Join(strings.Fields(fmt.Sprint(loads)), ", "), "[]"))
-	if layer != "bronze" {
-		table := "batch_" + layer
-		_, err := tx.Exec(ctx, fmt.Sprintf(`CREATE TEMP TABLE IF NOT EXISTS %[1]s (LIKE %[2]s) ON COMMIT DELETE ROWS; TRUNCATE pg_temp.%[1]s; INSERT INTO pg_temp.%[1]s %[3]s`,
-			table, s.suites[layer].Table, from))
-		if err != nil {
-			return nil, nil, fmt.Errorf("gathering what to check: %w", err)
-		}
-		from = "SELECT * FROM pg_temp." + table
-	}
+func (s *Steps) evaluate(ctx context.Context, tx pgx.Tx, layer, from string, o object, loads []int64, metrics map[string]float64) ([]string, *quality.Report, error) {
 	report, err := s.suites[layer].Run(ctx, tx, quality.Scope{
-		From:    from,
-		Metrics: metrics, Now: now(), Run: fmt.Sprintf("%s-%d", layer, loads[len(loads)-1]),
+		From: from, Metrics: metrics, Now: now(), Run: fmt.Sprintf("%s-%d", layer, loads[len(loads)-1]),
 		Batch: map[string]any{"bucket": o.Bucket, "key": o.Key, "loads": loads},
 	})
 	if err != nil {

@@ -55,7 +55,11 @@ func (s *Steps) silver(ctx context.Context, tx pgx.Tx, o object) (outcome, error
 	if err != nil {
 		return outcome{}, fmt.Errorf("merging events: %w", err)
 	}
-	failures, report, err := s.evaluate(ctx, savepoint, "silver", o, loads, nil)
+	from, err := gather(ctx, savepoint, "silver", loads)
+	if err != nil {
+		return outcome{}, err
+	}
+	failures, report, err := s.evaluate(ctx, savepoint, "silver", from, o, loads, nil)
 	if err != nil {
 		return outcome{}, err
 	}

@@ -40,7 +40,8 @@ ANALYZE pg_temp.changed
 -- removing facts
 DELETE FROM dwh.fact_events f USING pg_temp.changed c WHERE f.record_hash = c.record_hash
 
--- adding facts
+-- adding facts, session by session, so that what goes into the indexes of sessions and
+-- users goes into few of their pages
 INSERT INTO dwh.fact_events (event_id, position, version, user_id, product_id, category_id, price, event_timestamp, event_date, event_hour,
     events_in_session, activity_count, event_type, record_hash, user_session, category_code, brand)
 SELECT ('x' || encode(substr(w.record_hash, 1, 8), 'hex'))::bit(64)::bigint, w.first_position, w.version, w.user_id, w.product_id, w.category_id,
@@ -48,7 +49,7 @@ SELECT ('x' || encode(substr(w.record_hash, 1, 8), 'hex'))::bit(64)::bigint, w.f
     r.events_in_session, r.activity_count, w.event_type, w.record_hash, w.user_session, w.category_code, w.brand
 FROM pg_temp.work w JOIN pg_temp.ranks r USING (record_hash)
 WHERE NOT w.deleted
-ORDER BY w.event_timestamp, w.record_hash
+ORDER BY w.user_session, w.first_position
 ON CONFLICT (record_hash) DO NOTHING
 
 -- correcting the sessions' other facts

@@ -138,7 +138,7 @@ func start() (*process, error) {
 	p := &process{dir: dir, end: make(chan struct{})}
 	p.cmd = exec.Command(postgres, "-D", data, "-k", dir,
 		"-c", "listen_addresses=", "-c", "fsync=off", "-c", "full_page_writes=off", "-c", "synchronous_commit=off",
-		"-c", "max_wal_size=4GB", "-c", "shared_buffers=256MB", "-c", "wal_level=logical", "-c", "log_min_messages=panic")
+		"-c", "max_wal_size=4GB", "-c", "shared_buffers=1GB", "-c", "wal_level=logical", "-c", "log_min_messages=panic")
 	p.cmd.Dir, p.cmd.SysProcAttr = dir, attr
 	p.cmd.Stderr = os.Stderr
 	started := make(chan error)
