@@ -162,7 +162,7 @@ func (e *Engine) route(kind string, o Object, to Destination, spec *Delivery, re
 	}
 	var dead outlet
 	if spec != nil && spec.DeadLetterSink != nil {
-		if dead, err = e.outlet(*spec.DeadLetterSink, nil); err != nil {
+		if dead, err = e.outlet(*spec.DeadLetterSink, spec); err != nil {
 			return nil, fmt.Errorf("dead-letter sink: %w", err)
 		}
 	}
@@ -332,6 +332,9 @@ func (e *Engine) connect(ctx context.Context) (*kgo.Client, error) {
 	}
 }
 
+// maxBuffered bounds what waits to be written to Kafka; writing more waits.
+const maxBuffered = 64 << 20
+
 func (e *Engine) newProducer() (*kgo.Client, error) {
 	client, err := kgo.NewClient(append(e.kafkaOpts[:len(e.kafkaOpts):len(e.kafkaOpts)],
 		kgo.RequiredAcks(kgo.AllISRAcks()),
@@ -339,7 +342,7 @@ func (e *Engine) newProducer() (*kgo.Client, error) {
 		kgo.ProducerBatchCompression(kgo.SnappyCompression()),
 		kgo.ProducerBatchMaxBytesFn(e.maxBytes),
 		kgo.MaxBufferedRecords(50_000),
-		kgo.MaxBufferedBytes(64<<20),
+		kgo.MaxBufferedBytes(maxBuffered),
 	)...)
 	if err != nil {
 		return nil, fmt.Errorf("making the Kafka client: %w", err)
@@ -474,6 +477,13 @@ func beginAtEnd(ctx context.Context, admin *kadm.Client, group string, topics ..
 		return fmt.Errorf("committing where group %s begins: %w", group, err)
 	}
 	return nil
+}
+
+// backlogged reports whether so much waits for Kafka that more should not be taken
+// in: what is taken in while Kafka is away stays in memory.
+func (e *Engine) backlogged() bool {
+	client := e.producer.Load()
+	return client != nil && client.BufferedProduceBytes() > maxBuffered/2
 }
 
 // kill ends Run as if the process had died.

@@ -817,12 +817,21 @@ func TestHandler_kafkaAway(t *testing.T) {
 	if res.StatusCode != http.StatusServiceUnavailable || res.Header.Get("Retry-After") == "" {
 		t.Errorf("got %s, Retry-After %q", res.Status, res.Header.Get("Retry-After"))
 	}
-	if err := e.Ready(t.Context()); err == nil && t.Context().Err() == nil {
-		ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
-		defer cancel()
-		if e.Ready(ctx) == nil {
-			t.Error("the engine is ready without Kafka")
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	if e.Ready(ctx) == nil {
+		t.Error("the engine is ready without Kafka")
+	}
+	// However much is sent meanwhile, what is kept of it is bounded, and the answer
+	// comes in time.
+	big := message("1", "t", "/s", `"`+strings.Repeat("x", 1<<20-2)+`"`)
+	for i := 0; !e.backlogged(); i++ {
+		if err := e.send(t.Context(), big); err == nil || !strings.Contains(err.Error(), "503") {
+			t.Fatalf("event %d: %v", i, err)
 		}
+	}
+	if err := e.send(t.Context(), big); err == nil || !strings.Contains(err.Error(), "too much waits") {
+		t.Errorf("with a full backlog: %v", err)
 	}
 }
 

@@ -59,8 +59,13 @@ func (e *Engine) serveIngress(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), status)
 		return
 	}
-	o := outcome{err: errors.New("the engine is starting"), patient: true}
-	if e.ready.Load() {
+	var o outcome
+	switch {
+	case !e.ready.Load():
+		o = outcome{err: errors.New("the engine is starting"), patient: true}
+	case e.backlogged():
+		o = outcome{err: errors.New("too much waits to be written to Kafka"), patient: true}
+	default:
 		ctx, cancel := context.WithTimeout(r.Context(), e.config.AckTimeout)
 		o = in.outlet.send(ctx, ms)
 		cancel()
