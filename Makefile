@@ -69,6 +69,10 @@ chaos: build ## Ten rounds of kill -9 under load (CHAOS_ROUNDS, CHAOS_SEED)
 	cd infra/local && CHAOS_ROUNDS=$(or $(CHAOS_ROUNDS),10) CHAOS_SEED=$(CHAOS_SEED) \
 	  go test -run '^TestNothingIsLostWhenProcessesAreKilled$$' -count=1 -timeout 30m -v .
 
+.PHONY: e2e
+e2e: ## The platform on the Knative that KUBECONFIG points at; needs kubectl, ko and KO_DOCKER_REPO
+	E2E=1 VERSION=$(VERSION) go test -count=1 -timeout 40m -v ./infra/knative/e2e
+
 .PHONY: fuzz
 fuzz: ## Fuzz every parser and encoder for FUZZTIME each
 	@for p in $$(go list ./...); do \
