@@ -45,16 +45,16 @@ type ledger struct {
 	// verdicts are the records of the verdict topics, by id, in the order of their
 	// partitions.
 	verdicts map[string][]*kgo.Record
-	// sequence are the numbers of the load generator's messages in the raw topic.
-	sequence map[uint64]bool
-	raw      int // records in the raw topic, repetitions by the producer included
+	// sequence counts the load generator's messages in the raw topic by their numbers.
+	sequence map[uint64]int
+	raw      int // records in the raw topic
 }
 
 func newLedger(p *platformProcess) *ledger {
 	l := &ledger{
 		t: p.t, p: p,
 		next:     map[string]map[int32]int64{rawTopic: {}, validatedTopic: {}, invalidTopic: {}},
-		expected: map[string]string{}, verdicts: map[string][]*kgo.Record{}, sequence: map[uint64]bool{},
+		expected: map[string]string{}, verdicts: map[string][]*kgo.Record{}, sequence: map[uint64]int{},
 	}
 	assigned := map[string]map[int32]kgo.Offset{}
 	for topic := range l.next {
@@ -105,7 +105,7 @@ func (l *ledger) take(r *kgo.Record) {
 		l.expect(source, id)
 		for _, h := range r.Headers {
 			if seq, err := strconv.ParseUint(string(h.Value), 10, 64); h.Key == "loadgenseq" && err == nil {
-				l.sequence[seq] = true
+				l.sequence[seq]++
 			}
 		}
 		return
@@ -279,17 +279,26 @@ func (l *ledger) check() {
 		l.raw, len(l.expected), repeated, len(lines))
 }
 
-// checkProduced requires that every message the generator numbered below next is in
-// the raw topic.
+// checkProduced requires that every message that the generator numbered is in the raw
+// topic exactly once, and no other. With check, which holds the lake against the raw
+// topic record by record, so it is in the lake.
 func (l *ledger) checkProduced(r loadReport) {
 	l.t.Helper()
 	if !r.Complete {
 		l.t.Errorf("the load generator could not send everything: %+v", r)
 	}
+	missing, repeated := 0, 0
 	for seq := range r.Next {
-		if !l.sequence[seq] {
-			l.t.Errorf("message %d of %d is not in the raw topic", seq, r.Next)
-			return
+		switch n := l.sequence[seq]; {
+		case n == 0:
+			missing++
+		case n > 1:
+			repeated++
 		}
 	}
+	if missing > 0 || repeated > 0 || uint64(len(l.sequence)) > uint64(r.Next) {
+		l.t.Errorf("of %d messages, %d are not in the raw topic and %d more than once; it has %d different ones",
+			r.Next, missing, repeated, len(l.sequence))
+	}
+	l.t.Logf("%d messages produced", r.Next)
 }
