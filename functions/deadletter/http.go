@@ -371,7 +371,7 @@ func (k *keeper) serveReplayAll(r *http.Request) (any, error) {
 	errs := make([]error, len(letters))
 	ctx := r.Context()
 	forEachOf(replayers, len(letters), func(i int) {
-		_, errs[i] = k.replay(ctx, &letters[i]) //nolint:contextcheck // it notes what was sent in any case
+		_, errs[i] = k.replay(ctx, &letters[i])
 	})
 	for i := range letters {
 		if errs[i] != nil {

@@ -5,6 +5,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"strings"
 	"testing"
 
@@ -200,5 +204,36 @@ func TestStore_saysWhatIsWrong(t *testing.T) {
 	wrong.SecretKey = "wrong"
 	if _, err := connect(t, wrong).EnsureBucket(t.Context(), "bucket"); err == nil || !strings.Contains(err.Error(), "403") {
 		t.Errorf("wrong keys: %v", err)
+	}
+}
+
+// What was changed on its way is refused, not stored.
+func TestStore_refusesDamagedObjects(t *testing.T) {
+	c := laketest.Start(t)
+	target, err := url.Parse(c.Endpoint)
+	if err != nil {
+		t.Fatal(err)
+	}
+	proxy := httptest.NewServer(&httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) {
+		r.SetURL(target)
+		r.Out.Host = r.In.Host // it is signed
+		if r.In.ContentLength > 0 {
+			body, _ := io.ReadAll(r.In.Body)
+			body[0] ^= 1
+			r.Out.Body = io.NopCloser(bytes.NewReader(body))
+		}
+	}})
+	defer proxy.Close()
+	direct := connect(t, c)
+	c.Endpoint = proxy.URL
+	bucket := laketest.Bucket()
+	if _, err := direct.EnsureBucket(t.Context(), bucket); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := connect(t, c).Put(t.Context(), bucket, "k", []byte("{}\n"), "", nil, lake.Condition{}); err == nil {
+		t.Error("a damaged object was accepted")
+	}
+	if _, err := direct.Stat(t.Context(), bucket, "k"); !errors.Is(err, lake.ErrNotFound) {
+		t.Errorf("a damaged object was stored: %v", err)
 	}
 }
