@@ -34,9 +34,10 @@ const (
 	// keptBatches is how many batches of a producer a partition remembers, Kafka's
 	// and kfake's number: a client has no more than that on the way.
 	keptBatches = 5
-	// readAhead is read at a time: headers of small batches come many at once, and
-	// little is read in vain when batches are large.
-	readAhead = 4 << 10
+	// A read is short when batches are large, so that little is read in vain, and
+	// long when batches are smaller than a short one.
+	shortRead = 4 << 10
+	longRead  = 256 << 10
 
 	attrControl = 0x20
 )
@@ -210,20 +211,29 @@ func eachBatchIn(path string, fn func(batchHeader)) error {
 		return err
 	}
 	var (
-		buf     = make([]byte, readAhead)
+		buf     = make([]byte, longRead)
 		bufPos  int64
 		bufLen  int64
+		read    = shortRead
+		inRead  int // batches whose headers came with the last read
 		size    = info.Size()
 		nextPos int64
 	)
 	for pos := int64(0); pos+batchHeaderBytes <= size; pos = nextPos {
 		if pos < bufPos || pos+batchHeaderBytes > bufPos+bufLen {
-			n, err := f.ReadAt(buf, pos)
+			if inRead > read/shortRead {
+				read = longRead
+			} else {
+				read = shortRead
+			}
+			inRead = 0
+			n, err := f.ReadAt(buf[:read], pos)
 			if err != nil && !errors.Is(err, io.EOF) {
 				return err
 			}
 			bufPos, bufLen = pos, int64(n)
 		}
+		inRead++
 		h := buf[pos-bufPos:][:batchHeaderBytes]
 		nextPos = pos + 12 + int64(binary.BigEndian.Uint32(h[8:]))
 		if nextPos < pos+batchHeaderBytes || nextPos > size {
