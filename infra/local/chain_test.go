@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -224,6 +225,61 @@ func TestChildrenDoNotOutliveAKilledRunner(t *testing.T) {
 	// Neither folder nor ports are held by anything.
 	p.start()
 	p.stop()
+}
+
+func TestSecondSignalEndsEverythingAtOnce(t *testing.T) {
+	t.Parallel()
+	p := newPlatform(t)
+	p.start()
+	s, err := p.askStatus()
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Two different ones: equal signals may merge into one.
+	for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM} {
+		if err := p.cmd.Process.Signal(sig); err != nil {
+			t.Fatal(err)
+		}
+	}
+	<-p.done
+	if code := p.cmd.ProcessState.ExitCode(); code != 130 {
+		t.Errorf("ended with %d, want 130:\n%s", code, p.out)
+	}
+	for _, child := range s.Processes {
+		eventually(t, child.Name+" is gone", func() bool {
+			return errors.Is(syscall.Kill(child.PID, 0), syscall.ESRCH)
+		}, func() string { return fmt.Sprint("process ", child.PID, " lives") })
+	}
+}
+
+func TestPartsListenOnTheLoopbackInterfaceOnly(t *testing.T) {
+	t.Parallel()
+	addresses, err := net.InterfaceAddrs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := newPlatform(t)
+	p.start()
+	s, err := p.askStatus()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range addresses {
+		ip, ok := a.(*net.IPNet)
+		if !ok || ip.IP.IsLoopback() || ip.IP.To4() == nil {
+			continue
+		}
+		for _, part := range s.Processes {
+			_, port, err := net.SplitHostPort(part.Address)
+			if err != nil {
+				continue // loadgen listens nowhere
+			}
+			if c, err := net.DialTimeout("tcp", net.JoinHostPort(ip.IP.String(), port), time.Second); err == nil {
+				c.Close()
+				t.Errorf("%s can be reached at %s:%s", part.Name, ip.IP, port)
+			}
+		}
+	}
 }
 
 func TestProducerStopsBeforeTheDiskIsFull(t *testing.T) {

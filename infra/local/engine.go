@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
@@ -93,6 +94,14 @@ func (e *engine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	eng.Handler().ServeHTTP(w, r)
 }
 
+// check says what makes it impossible to execute the graph at all.
+func (e *engine) check() error {
+	if _, err := eventing.New(e.config); err != nil {
+		return fmt.Errorf("the event graph cannot be executed here: %w", err)
+	}
+	return nil
+}
+
 // waitReady waits until the graph has its topics and groups.
 func (e *engine) waitReady(ctx context.Context) error {
 	for !e.stats().Ready {
@@ -101,7 +110,7 @@ func (e *engine) waitReady(ctx context.Context) error {
 		case <-e.done:
 			return errors.New("the event graph ended")
 		case <-ctx.Done():
-			return errors.New("the event graph is not ready: its consumer groups at Kafka are not set up")
+			return errors.New("the event graph did not get ready at Kafka; the end of millrace.log in the log folder says why")
 		}
 	}
 	return nil

@@ -194,6 +194,9 @@ func (r *runner) run(ctx context.Context) error {
 // start brings the parts up in the order in which they need each other.
 func (r *runner) start(ctx context.Context) error {
 	began := time.Now()
+	if err := r.engine.check(); err != nil {
+		return err
+	}
 	l, err := net.Listen("tcp", local(r.ports["ingress"]))
 	if err != nil {
 		return checkPort("ingress", r.ports["ingress"])
