@@ -24,49 +24,49 @@ import (
 )
 
 // environment makes the relay's settings of variables.
-func environment(t testing.TB, cluster *kfake.Cluster, pairs ...string) Config {
-	t.Helper()
+func environment(tb testing.TB, cluster *kfake.Cluster, pairs ...string) Config {
+	tb.Helper()
 	env := map[string]string{"KAFKA_BROKERS": strings.Join(cluster.ListenAddrs(), ",")}
 	for i := 0; i < len(pairs); i += 2 {
 		env[pairs[i]] = pairs[i+1]
 	}
 	for name, value := range env {
-		t.Setenv(name, value)
+		tb.Setenv(name, value)
 	}
 	var c Config
 	if err := envconfig.Process("", &c); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return c
 }
 
-func newCluster(t testing.TB, topics ...string) *kfake.Cluster {
-	t.Helper()
+func newCluster(tb testing.TB, topics ...string) *kfake.Cluster {
+	tb.Helper()
 	cluster, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.SeedTopics(4, topics...), kfake.GroupMinSessionTimeout(100*time.Millisecond),
 		kfake.BrokerConfigs(map[string]string{"group.initial.rebalance.delay.ms": "0"}))
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	t.Cleanup(cluster.Close)
+	tb.Cleanup(cluster.Close)
 	return cluster
 }
 
-func newClient(t testing.TB, cluster *kfake.Cluster, opts ...kgo.Opt) *kgo.Client {
-	t.Helper()
+func newClient(tb testing.TB, cluster *kfake.Cluster, opts ...kgo.Opt) *kgo.Client {
+	tb.Helper()
 	client, err := kgo.NewClient(append(opts, kgo.SeedBrokers(cluster.ListenAddrs()...), kgo.ProducerLinger(0))...)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	t.Cleanup(client.Close)
+	tb.Cleanup(client.Close)
 	return client
 }
 
 // start serves the relay and returns its address and what ends it, as SIGTERM would.
-func start(t testing.TB, c Config) (base string, stop func()) {
-	t.Helper()
-	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+func start(tb testing.TB, c Config) (base string, stop func()) {
+	tb.Helper()
+	l, err := (&net.ListenConfig{}).Listen(tb.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
@@ -74,13 +74,13 @@ func start(t testing.TB, c Config) (base string, stop func()) {
 	stop = sync.OnceFunc(func() {
 		cancel()
 		if err := <-ended; err != nil {
-			t.Errorf("the relay ended with %v", err)
+			tb.Errorf("the relay ended with %v", err)
 		}
 	})
-	t.Cleanup(stop)
+	tb.Cleanup(stop)
 	base = "http://" + l.Addr().String()
-	eventually(t, func() error {
-		status, body := get(t, base+"/readyz")
+	eventually(tb, func() error {
+		status, body := get(tb, base+"/readyz")
 		if status != http.StatusOK {
 			return fmt.Errorf("not ready: %d %s", status, body)
 		}
@@ -89,11 +89,11 @@ func start(t testing.TB, c Config) (base string, stop func()) {
 	return base, stop
 }
 
-func get(t testing.TB, url string) (int, string) {
-	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
+func get(tb testing.TB, url string) (int, string) {
+	tb.Helper()
+	req, err := http.NewRequestWithContext(tb.Context(), http.MethodGet, url, nil)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	res, err := http.DefaultClient.Do(req)
 	if err != nil {
@@ -104,9 +104,9 @@ func get(t testing.TB, url string) (int, string) {
 	return res.StatusCode, string(body)
 }
 
-func eventually(t testing.TB, f func() error) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+func eventually(tb testing.TB, f func() error) {
+	tb.Helper()
+	ctx, cancel := context.WithTimeout(tb.Context(), 30*time.Second)
 	defer cancel()
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
@@ -117,7 +117,7 @@ func eventually(t testing.TB, f func() error) {
 		}
 		select {
 		case <-ctx.Done():
-			t.Fatal(err)
+			tb.Fatal(err)
 		case <-tick.C:
 		}
 	}
@@ -177,16 +177,16 @@ func (f *function) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 // values are the different values that come by the topics until there are n.
-func values(t testing.TB, cluster *kfake.Cluster, n int, topics ...string) map[string][]string {
-	t.Helper()
-	client := newClient(t, cluster, kgo.ConsumeTopics(topics...), kgo.ConsumeStartOffset(kgo.NewOffset().AtStart()), kgo.MetadataMinAge(10*time.Millisecond))
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+func values(tb testing.TB, cluster *kfake.Cluster, n int, topics ...string) map[string][]string {
+	tb.Helper()
+	client := newClient(tb, cluster, kgo.ConsumeTopics(topics...), kgo.ConsumeStartOffset(kgo.NewOffset().AtStart()), kgo.MetadataMinAge(10*time.Millisecond))
+	ctx, cancel := context.WithTimeout(tb.Context(), 30*time.Second)
 	defer cancel()
 	got, seen := map[string][]string{}, map[string]bool{}
 	for len(seen) < n {
 		fetches := client.PollFetches(ctx)
 		if ctx.Err() != nil {
-			t.Fatalf("%d of %d records: %v", len(seen), n, got)
+			tb.Fatalf("%d of %d records: %v", len(seen), n, got)
 		}
 		for _, r := range fetches.Records() {
 			if m, ok := kafka.FromRecord(r); ok && !seen[r.Topic+" "+m.Get("id")] {
