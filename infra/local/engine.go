@@ -133,6 +133,8 @@ func serveIngress(l net.Listener, e *engine, status func() Status) (stop func(co
 	}
 	go func() { _ = srv.Serve(l) }()
 	return func(ctx context.Context) {
+		ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+		defer cancel()
 		if srv.Shutdown(ctx) != nil {
 			_ = srv.Close()
 		}

@@ -64,6 +64,7 @@ func bin(t *testing.T) string {
 		if programs.dir = os.Getenv("MILLRACE_TEST_BIN"); programs.dir != "" {
 			return
 		}
+		//nolint:usetesting // the programs outlive the test that builds them
 		if programs.dir, programs.err = os.MkdirTemp("", "millrace-test-"); programs.err != nil {
 			return
 		}
@@ -252,7 +253,8 @@ func (p *platformProcess) askStatus() (Status, error) {
 		return s, err
 	}
 	defer resp.Body.Close()
-	return s, json.NewDecoder(resp.Body).Decode(&s)
+	err = json.NewDecoder(resp.Body).Decode(&s)
+	return s, err
 }
 
 // process finds a process of the platform by its name.
@@ -436,6 +438,7 @@ func messages(t *testing.T, n int, args ...string) [][]byte {
 
 // running is a context for one request of a test.
 func running(t *testing.T) context.Context {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	t.Cleanup(cancel)
 	return ctx

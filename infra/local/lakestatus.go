@@ -25,7 +25,7 @@ func (c *collector) measureLake(ctx context.Context) (LakeStatus, error) {
 	if err != nil {
 		return found, fmt.Errorf("asking the lake: %w", err)
 	}
-	defer resp.Body.Close()
+	defer func() { _ = resp.Body.Close() }()
 	if resp.StatusCode != http.StatusOK {
 		return found, fmt.Errorf("asking the lake: %s", resp.Status)
 	}

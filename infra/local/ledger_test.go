@@ -296,7 +296,7 @@ func (l *ledger) checkProduced(r loadReport) {
 			repeated++
 		}
 	}
-	if missing > 0 || repeated > 0 || uint64(len(l.sequence)) > uint64(r.Next) {
+	if missing > 0 || repeated > 0 || uint64(len(l.sequence)) > r.Next {
 		l.t.Errorf("of %d messages, %d are not in the raw topic and %d more than once; it has %d different ones",
 			r.Next, missing, repeated, len(l.sequence))
 	}

@@ -55,7 +55,7 @@ func write(t *testing.T, path, text string) {
 }
 
 // checkoutWith is a checkout in which one manifest in triggers/ is changed.
-func checkoutWith(t *testing.T, file, old, new string) string {
+func checkoutWith(t *testing.T, file, old, changed string) string {
 	t.Helper()
 	root := t.TempDir()
 	if err := os.Symlink(filepath.Join(checkout(), "functions"), filepath.Join(root, "functions")); err != nil {
@@ -75,7 +75,7 @@ func checkoutWith(t *testing.T, file, old, new string) string {
 			if !strings.Contains(text, old) {
 				t.Fatalf("%s does not contain %q", file, old)
 			}
-			text = strings.Replace(text, old, new, 1)
+			text = strings.Replace(text, old, changed, 1)
 		}
 		write(t, filepath.Join(root, "triggers", filepath.Base(f)), text)
 	}

@@ -91,7 +91,8 @@ embedded parts by yours; CONTRACTS_DIR adds stream contracts.`
 	if done, err := parse(fs, args, about, stdout, stderr); done {
 		return opts, true, err
 	}
-	return opts, false, opts.complete()
+	err = opts.complete()
+	return opts, false, err
 }
 
 func (o *options) complete() error {
@@ -154,7 +155,7 @@ func (o *options) complete() error {
 func (o *options) assignPorts(functions []string) (map[string]int, error) {
 	fixed := []string{"ingress", "kafka", "s3"}
 	usual := map[string]int{"ingress": 8080, "kafka": 9092, "s3": 9000}
-	names := append(fixed, functions...)
+	names := slices.Concat(fixed, functions)
 	ports := make(map[string]int, len(names))
 	for i, name := range names {
 		switch {

@@ -235,7 +235,7 @@ func localMemory(limit string) string {
 // on after a restart where it was.
 func (w *parts) producerSpec() (supervise.Spec, error) {
 	folder := w.state.join("data", producer)
-	if err := os.MkdirAll(folder, 0o755); err != nil {
+	if err := os.MkdirAll(folder, 0o750); err != nil {
 		return supervise.Spec{}, fmt.Errorf("making the producer's folder: %w", err)
 	}
 	// As fast as possible is another stream: its event times do not follow the clock.
@@ -284,7 +284,7 @@ func (w *parts) answers(url string) func(context.Context) error {
 		if err != nil {
 			return err
 		}
-		defer resp.Body.Close()
+		defer func() { _ = resp.Body.Close() }()
 		body, _ := io.ReadAll(io.LimitReader(resp.Body, 512))
 		if resp.StatusCode != http.StatusOK {
 			return fmt.Errorf("%s answered %s: %s", url, resp.Status, strings.TrimSpace(string(body)))

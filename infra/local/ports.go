@@ -15,7 +15,7 @@ import (
 func awaitPort(ctx context.Context, part string, port int, patience time.Duration) error {
 	deadline := time.Now().Add(patience)
 	for {
-		err := checkPort(part, port)
+		err := checkPort(ctx, part, port)
 		if err == nil || ctx.Err() != nil || time.Now().After(deadline) {
 			return err
 		}
@@ -25,9 +25,10 @@ func awaitPort(ctx context.Context, part string, port int, patience time.Duratio
 
 // checkPort returns nil when this process could listen on the port, or else who
 // has it and what to do, in the user's words.
-func checkPort(part string, port int) error {
+func checkPort(ctx context.Context, part string, port int) error {
 	address := net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
-	l, err := net.Listen("tcp", address)
+	var listen net.ListenConfig
+	l, err := listen.Listen(ctx, "tcp", address)
 	if err == nil {
 		return l.Close()
 	}

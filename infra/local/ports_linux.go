@@ -24,7 +24,7 @@ func portOwner(port int) string {
 				inodes["socket:["+col[9]+"]"] = true
 			}
 		}
-		f.Close()
+		_ = f.Close()
 	}
 	if len(inodes) == 0 {
 		return ""

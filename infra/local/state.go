@@ -43,16 +43,16 @@ func openState(path string) (*stateDir, error) {
 		return fmt.Errorf("the state folder %s cannot be written: %w. Make it writable for this user, or choose another with --state or MILLRACE_STATE", path, cause(err))
 	}
 	for _, dir := range []string{path, filepath.Join(path, "data"), filepath.Join(path, "log"), filepath.Join(path, "run")} {
-		if err := os.MkdirAll(dir, 0o755); err != nil {
+		if err := os.MkdirAll(dir, 0o750); err != nil {
 			return nil, unusable(err)
 		}
 	}
-	lock, err := os.OpenFile(filepath.Join(path, "lock"), os.O_CREATE|os.O_RDWR, 0o644)
+	lock, err := os.OpenFile(filepath.Join(path, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, unusable(err)
 	}
 	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		defer lock.Close()
+		defer func() { _ = lock.Close() }()
 		if !errors.Is(err, syscall.EWOULDBLOCK) {
 			return nil, unusable(err)
 		}
@@ -62,7 +62,7 @@ func openState(path string) (*stateDir, error) {
 	}
 	s := &stateDir{path: path, lock: lock}
 	if err := s.claim(); err != nil {
-		lock.Close()
+		_ = lock.Close()
 		var version *layoutError
 		if errors.As(err, &version) {
 			return nil, err
@@ -137,5 +137,5 @@ func diskFree(path string) (int64, error) {
 	if err := syscall.Statfs(path, &st); err != nil {
 		return 0, err
 	}
-	return int64(st.Bavail) * int64(st.Bsize), nil
+	return int64(st.Bavail) * int64(st.Bsize), nil //nolint:unconvert // the types differ between systems
 }

@@ -54,7 +54,7 @@ func runUp(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	defer state.Close()
+	defer func() { _ = state.Close() }()
 	w := newParts(opts, state, p, ports)
 	if err := w.checkPrograms(); err != nil {
 		return err
@@ -95,10 +95,10 @@ type runner struct {
 	out       *display
 	log       io.Closer
 
-	ingress                               net.Listener
-	producer, kafkaChild, s3Child         *supervise.Child
-	functions                             []*supervise.Child
-	stopEngine, stopIngress, stopDisplays func()
+	producer, kafkaChild, s3Child *supervise.Child
+	functions                     []*supervise.Child
+	stopEngine, stopDisplays      func()
+	stopIngress                   func(context.Context)
 }
 
 func newRunner(w *parts, stdout io.Writer) (*runner, error) {
@@ -129,11 +129,11 @@ func newRunner(w *parts, stdout io.Writer) (*runner, error) {
 		parts: w, kafka: client, store: store, self: os.Getpid(), started: time.Now(),
 		state: "starting", meters: map[string]*meter{}, failing: map[string]bool{},
 		onEvent: func(e LogEvent) {
-			level := slog.LevelInfo
 			if e.Bad {
-				level = slog.LevelWarn
+				log.Warn("trouble", "part", e.Part, "text", e.Text)
+			} else {
+				log.Info("event", "part", e.Part, "text", e.Text)
 			}
-			log.Log(context.Background(), level, e.Text, "part", e.Part)
 			r.out.event(e)
 		},
 	}
@@ -157,7 +157,7 @@ func logLevel() slog.Level {
 // close releases what newRunner took.
 func (r *runner) close() {
 	r.client.Close()
-	r.log.Close()
+	_ = r.log.Close()
 }
 
 // run starts everything, waits for ctx to end and stops everything.
@@ -183,7 +183,7 @@ func (r *runner) run(ctx context.Context) error {
 	}
 	r.collector.setState("stopping")
 	r.out.stopping(err)
-	r.stop()
+	r.stop(context.WithoutCancel(ctx))
 	if err != nil && ctx.Err() == nil {
 		return err
 	}
@@ -197,21 +197,16 @@ func (r *runner) start(ctx context.Context) error {
 	if err := r.engine.check(); err != nil {
 		return err
 	}
-	l, err := net.Listen("tcp", local(r.ports["ingress"]))
+	var listen net.ListenConfig
+	l, err := listen.Listen(ctx, "tcp", local(r.ports["ingress"]))
 	if err != nil {
-		return checkPort("ingress", r.ports["ingress"])
+		return checkPort(ctx, "ingress", r.ports["ingress"])
 	}
-	r.ingress = l
-	stopServing := serveIngress(l, r.engine, r.collector.latest)
-	r.stopIngress = func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-		defer cancel()
-		stopServing(ctx)
-	}
+	r.stopIngress = serveIngress(l, r.engine, r.collector.latest)
 	if err := os.WriteFile(r.state.join("endpoint"), []byte("http://"+l.Addr().String()+"\n"), 0o644); err != nil {
 		return fmt.Errorf("writing this run's address: %w", err)
 	}
-	collecting, stopCollecting := context.WithCancel(context.Background())
+	collecting, stopCollecting := context.WithCancel(context.WithoutCancel(ctx))
 	collected := make(chan struct{})
 	go func() { defer close(collected); r.collector.run(collecting, r.out.update) }()
 	r.stopDisplays = func() { stopCollecting(); <-collected }
@@ -225,7 +220,7 @@ func (r *runner) start(ctx context.Context) error {
 	if err := r.startFunctions(ctx); err != nil {
 		return err
 	}
-	engineCtx, stopEngine := context.WithCancel(context.Background())
+	engineCtx, stopEngine := context.WithCancel(context.WithoutCancel(ctx))
 	r.stopEngine = stopEngine
 	go r.engine.run(engineCtx)
 	wait, cancel := context.WithTimeout(ctx, startTimeout)
@@ -241,7 +236,7 @@ func (r *runner) start(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if r.producer, err = r.sup.Start(spec); err != nil {
+		if r.producer, err = r.sup.Start(spec); err != nil { //nolint:contextcheck // a child outlives the context of its start
 			return err
 		}
 		go r.watchDisk(ctx)
@@ -277,7 +272,7 @@ func (r *runner) startStores(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if r.kafkaChild, err = r.sup.Start(spec); err != nil {
+		if r.kafkaChild, err = r.sup.Start(spec); err != nil { //nolint:contextcheck // a child outlives the context of its start
 			return err
 		}
 	}
@@ -286,7 +281,7 @@ func (r *runner) startStores(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if r.s3Child, err = r.sup.Start(spec); err != nil {
+		if r.s3Child, err = r.sup.Start(spec); err != nil { //nolint:contextcheck // a child outlives the context of its start
 			return err
 		}
 	}
@@ -316,7 +311,7 @@ func (r *runner) startFunctions(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		child, err := r.sup.Start(spec)
+		child, err := r.sup.Start(spec) //nolint:contextcheck // as above
 		if err != nil {
 			return err
 		}
@@ -339,8 +334,8 @@ func waitReady(ctx context.Context, c *supervise.Child) error {
 
 // stop ends the parts, those that give work before those that do it: the producer,
 // the event graph, which settles what is in flight, the functions, the stores.
-func (r *runner) stop() {
-	ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
+func (r *runner) stop(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, stopTimeout)
 	defer cancel()
 	stopAll(ctx, r.producer)
 	if r.stopEngine != nil {
@@ -352,7 +347,7 @@ func (r *runner) stop() {
 	}
 	stopAll(ctx, r.functions...)
 	if r.stopIngress != nil {
-		r.stopIngress()
+		r.stopIngress(ctx)
 	}
 	if r.stopDisplays != nil {
 		r.stopDisplays()

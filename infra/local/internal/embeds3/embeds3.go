@@ -47,7 +47,7 @@ func Run(ctx context.Context, cfg Config) error {
 	}
 	objects, versions, attributes := filepath.Join(dir, "objects"), filepath.Join(dir, "versions"), filepath.Join(dir, "attributes")
 	for _, d := range []string{objects, versions, attributes} {
-		if err := os.MkdirAll(d, 0o755); err != nil {
+		if err := os.MkdirAll(d, 0o750); err != nil {
 			return fmt.Errorf("making the data folder: %w", err)
 		}
 	}
@@ -70,7 +70,7 @@ func Run(ctx context.Context, cfg Config) error {
 	if err != nil {
 		return fmt.Errorf("opening %s: %w", objects, err)
 	}
-	n, err := newNotifier(filepath.Join(dir, "notify"), cfg)
+	n, err := newNotifier(ctx, filepath.Join(dir, "notify"), cfg)
 	if err != nil {
 		return err
 	}

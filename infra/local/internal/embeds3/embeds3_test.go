@@ -30,6 +30,7 @@ type hook struct {
 }
 
 func newHook(t *testing.T, refuse int) *hook {
+	t.Helper()
 	h := &hook{refuse: refuse}
 	h.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		h.mu.Lock()
@@ -179,7 +180,7 @@ func TestQueuedNotificationsSurviveARestartInOrder(t *testing.T) {
 	h.Close() // nobody listens for now
 
 	cfg := Config{Port: 1, NotifyURLs: []string{"http://" + address}}
-	n, err := newNotifier(filepath.Join(dir, "notify"), cfg)
+	n, err := newNotifier(t.Context(), filepath.Join(dir, "notify"), cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -196,7 +197,7 @@ func TestQueuedNotificationsSurviveARestartInOrder(t *testing.T) {
 	srv := &http.Server{Handler: again.Config.Handler}
 	go func() { _ = srv.Serve(l) }()
 	defer srv.Close()
-	n, err = newNotifier(filepath.Join(dir, "notify"), cfg)
+	n, err = newNotifier(t.Context(), filepath.Join(dir, "notify"), cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -211,7 +212,7 @@ func TestQueuedNotificationsSurviveARestartInOrder(t *testing.T) {
 }
 
 func TestNotifyURLMustBeHTTP(t *testing.T) {
-	if _, err := newNotifier(t.TempDir(), Config{NotifyURLs: []string{"127.0.0.1:9"}}); err == nil {
+	if _, err := newNotifier(t.Context(), t.TempDir(), Config{NotifyURLs: []string{"127.0.0.1:9"}}); err == nil {
 		t.Error("a URL without a scheme was accepted")
 	}
 }

@@ -161,10 +161,10 @@ type notifier struct {
 	last int64 // the latest sequencer
 }
 
-func newNotifier(dir string, cfg Config) (*notifier, error) {
+func newNotifier(ctx context.Context, dir string, cfg Config) (*notifier, error) {
 	n := &notifier{region: cfg.Region, user: cfg.AccessKey, endpoint: fmt.Sprintf("http://127.0.0.1:%d", cfg.Port)}
 	for _, u := range cfg.NotifyURLs {
-		t, err := openTarget(dir, u, cfg.NotifyToken)
+		t, err := openTarget(ctx, dir, u, cfg.NotifyToken)
 		if err != nil {
 			n.close()
 			return nil, fmt.Errorf("opening the notifications for %s: %w", u, err)
@@ -243,7 +243,7 @@ type target struct {
 	waiting int
 }
 
-func openTarget(dir, rawURL, token string) (*target, error) {
+func openTarget(ctx context.Context, dir, rawURL, token string) (*target, error) {
 	u, err := url.Parse(rawURL)
 	if err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") {
 		return nil, fmt.Errorf("%q is not an http or https URL", rawURL)
@@ -254,7 +254,7 @@ func openTarget(dir, rawURL, token string) (*target, error) {
 		client: &http.Client{Timeout: 30 * time.Second},
 		wake:   make(chan struct{}, 1), done: make(chan struct{}),
 	}
-	if err := os.MkdirAll(t.dir, 0o755); err != nil {
+	if err := os.MkdirAll(t.dir, 0o750); err != nil {
 		return nil, err
 	}
 	names, err := t.queued()
@@ -262,7 +262,7 @@ func openTarget(dir, rawURL, token string) (*target, error) {
 		return nil, err
 	}
 	t.waiting = len(names)
-	ctx, stop := context.WithCancel(context.Background())
+	ctx, stop := context.WithCancel(ctx)
 	t.stop = stop
 	go t.deliver(ctx)
 	return t, nil
@@ -374,7 +374,7 @@ func (t *target) post(ctx context.Context, body []byte) error {
 	if err != nil {
 		return err
 	}
-	defer resp.Body.Close()
+	defer func() { _ = resp.Body.Close() }()
 	_, _ = io.Copy(io.Discard, io.LimitReader(resp.Body, 64<<10))
 	if resp.StatusCode/100 != 2 {
 		return fmt.Errorf("answered %s", resp.Status)

@@ -35,13 +35,13 @@ func openLog(path string, limit int64) (*logFile, error) {
 }
 
 func (l *logFile) open() error {
-	f, err := os.OpenFile(l.path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	f, err := os.OpenFile(l.path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return fmt.Errorf("opening log: %w", err)
 	}
 	fi, err := f.Stat()
 	if err != nil {
-		f.Close()
+		_ = f.Close()
 		return fmt.Errorf("opening log: %w", err)
 	}
 	l.f, l.size = f, fi.Size()
@@ -55,7 +55,7 @@ func (l *logFile) Write(p []byte) (int, error) {
 	defer l.mu.Unlock()
 	l.keepLines(p)
 	if l.f != nil && l.size+int64(len(p)) > l.limit && l.size > 0 {
-		l.f.Close()
+		_ = l.f.Close()
 		l.f = nil
 		_ = os.Rename(l.path, l.path+".1")
 	}

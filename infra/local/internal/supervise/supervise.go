@@ -95,6 +95,7 @@ type Status struct {
 type Supervisor struct {
 	logDir, runDir string
 	notify         func(Event)
+	ctx            context.Context // of the questions whether a child is ready
 	spawn          chan spawnRequest
 
 	mu       sync.Mutex
@@ -110,7 +111,7 @@ type spawnRequest struct {
 // it started to runDir, both existing folders. notify is called for each event,
 // from several goroutines, and must not block.
 func New(logDir, runDir string, notify func(Event)) *Supervisor {
-	s := &Supervisor{logDir: logDir, runDir: runDir, notify: notify, spawn: make(chan spawnRequest)}
+	s := &Supervisor{logDir: logDir, runDir: runDir, notify: notify, ctx: context.Background(), spawn: make(chan spawnRequest)}
 	go func() {
 		// Linux sends the parent-death signal when the *thread* that started the
 		// child ends, so all children are started from one thread that lives as
@@ -198,12 +199,12 @@ func (c *Child) Tail() []string { return c.log.tail() }
 func (c *Child) WaitReady(ctx context.Context) error {
 	for {
 		st := c.Status()
-		switch {
-		case st.State == Ready:
+		switch st.State {
+		case Ready:
 			return nil
-		case st.State == Failing:
+		case Failing:
 			return fmt.Errorf("%s keeps dying, see above", c.spec.Name)
-		case st.State == Stopped:
+		case Stopped:
 			return c.lastWords(st)
 		}
 		select {
@@ -260,7 +261,7 @@ func (c *Child) signal(sig syscall.Signal) {
 
 func (c *Child) keepRunning() {
 	defer close(c.done)
-	defer c.log.Close()
+	defer func() { _ = c.log.Close() }()
 	deaths := 0 // in a row
 	for {
 		select {
@@ -307,7 +308,8 @@ func (c *Child) keepRunning() {
 
 // runOnce starts the process, follows it until it ends and says how it ended.
 func (c *Child) runOnce() string {
-	cmd := exec.Command(c.spec.Path, c.spec.Args...)
+	// The context of the process is its supervisor's: it ends by Stop or KillAll.
+	cmd := exec.Command(c.spec.Path, c.spec.Args...) //nolint:gosec,noctx // running what the Spec says is the purpose
 	cmd.Env, cmd.Dir = c.spec.Env, c.spec.Dir
 	cmd.Stdout, cmd.Stderr = c.log, c.log
 	cmd.SysProcAttr = childAttr()
@@ -334,7 +336,7 @@ func (c *Child) runOnce() string {
 	default:
 	}
 
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := context.WithCancel(c.s.ctx)
 	followed := make(chan struct{})
 	go func() {
 		defer close(followed)
