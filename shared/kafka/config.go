@@ -43,7 +43,12 @@ func (c Config) Options() ([]kgo.Opt, error) {
 			return nil, fmt.Errorf("KAFKA_BROKERS: %q is not a host:port", b)
 		}
 	}
-	opts := []kgo.Opt{kgo.SeedBrokers(c.Brokers...)}
+	opts := []kgo.Opt{
+		kgo.SeedBrokers(c.Brokers...),
+		// A broker that dies just after it has accepted a connection looks like one
+		// that wants TLS, and the client would give up what it was about to produce.
+		kgo.AlwaysRetryEOF(),
+	}
 	if c.ClientID != "" {
 		opts = append(opts, kgo.ClientID(c.ClientID))
 	}

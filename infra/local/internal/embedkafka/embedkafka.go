@@ -53,7 +53,7 @@ func Run(ctx context.Context, cfg Config) error {
 	if cfg.PartitionBytes < MinPartitionBytes {
 		return fmt.Errorf("a partition's log must be allowed at least %d bytes, not %d", MinPartitionBytes, cfg.PartitionBytes)
 	}
-	if err := os.MkdirAll(cfg.DataDir, 0o755); err != nil {
+	if err := os.MkdirAll(cfg.DataDir, 0o750); err != nil {
 		return fmt.Errorf("making the data folder: %w", err)
 	}
 	if err := recoverProducers(cfg.DataDir); err != nil {

@@ -84,7 +84,9 @@ func (b *broker) kill() {
 
 func (b *broker) client(opts ...kgo.Opt) *kgo.Client {
 	b.t.Helper()
-	cl, err := kgo.NewClient(append(opts, kgo.SeedBrokers(fmt.Sprintf("127.0.0.1:%d", b.port)))...)
+	cl, err := kgo.NewClient(append(opts, kgo.SeedBrokers(fmt.Sprintf("127.0.0.1:%d", b.port)),
+		// A broker that is killed at the beginning of a connection is no error.
+		kgo.AlwaysRetryEOF())...)
 	if err != nil {
 		b.t.Fatal(err)
 	}
