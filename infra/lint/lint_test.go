@@ -467,6 +467,12 @@ func TestCheck(t *testing.T) {
 				`functions/greet/service.yaml:16: Service greet: spec.template.spec.containers[0].env: FUNCTION_NAME must be greet: replies are named after it`,
 			},
 		},
+		"function that ko would build elsewhere": {
+			"ko.yaml", "main: ./functions/greet\n", "main: ./functions/great\n",
+			[]string{
+				`ko.yaml: builds has no entry for ./functions/greet`,
+			},
+		},
 		"manifest that is not deployed": {
 			"triggers/Kustomization", "  - tick.yaml\n", "",
 			[]string{

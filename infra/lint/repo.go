@@ -134,6 +134,7 @@ func (r *Repo) Check(ctx context.Context) []Problem {
 	}
 	problems = append(problems, r.checkTypes()...)
 	problems = append(problems, r.checkKustomizations()...)
+	problems = append(problems, r.checkBuilds()...)
 	slices.SortStableFunc(problems, func(a, b Problem) int {
 		return cmp.Or(cmp.Compare(a.File, b.File), cmp.Compare(a.Line, b.Line), cmp.Compare(a.String(), b.String()))
 	})
@@ -226,6 +227,27 @@ func (r *Repo) checkKustomizations() []Problem {
 			if err == nil && !strings.Contains(string(text), "- "+rel+"\n") {
 				problems = append(problems, Problem{File: file, Text: rel + " is not among the resources"})
 			}
+		}
+	}
+	return problems
+}
+
+// checkBuilds requires an entry in ko.yaml for every function. Without one ko tries
+// the folders of the other entries, and may find one whose dependencies are others.
+func (r *Repo) checkBuilds() []Problem {
+	text, err := os.ReadFile(filepath.Join(r.root, "ko.yaml"))
+	if err != nil {
+		return []Problem{{File: "ko.yaml", Text: err.Error()}}
+	}
+	mains, err := filepath.Glob(filepath.Join(r.root, "functions", "*", "main.go"))
+	if err != nil {
+		return []Problem{{File: "ko.yaml", Text: err.Error()}}
+	}
+	var problems []Problem
+	for _, main := range mains {
+		name := filepath.Base(filepath.Dir(main))
+		if !strings.Contains(string(text), "    main: ./functions/"+name+"\n") {
+			problems = append(problems, Problem{File: "ko.yaml", Text: "builds has no entry for ./functions/" + name})
 		}
 	}
 	return problems
