@@ -82,8 +82,6 @@ type LakeStatus struct {
 	// drained them.
 	Records   int64     `json:"records"`
 	LastWrite time.Time `json:"lastWrite,omitzero"`
-	// Kept are the dead letters in the store.
-	DeadLetters int64 `json:"deadLetters"`
 }
 
 // ProcessStatus is about a process; the runner is one of them.

@@ -26,7 +26,7 @@ const (
 	// stopTimeout bounds a clean stop as a whole.
 	stopTimeout = time.Minute
 	// memoryLimit is the runner's own; its children have theirs.
-	memoryLimit = 160 << 20
+	memoryLimit = 256 << 20
 )
 
 // runUp is the command up.
