@@ -118,7 +118,7 @@ func (c *Config) listen(network, address string) (net.Listener, error) {
 	if err != nil {
 		return nil, err
 	}
-	l, err := net.Listen(network, net.JoinHostPort(c.host(), port))
+	l, err := (&net.ListenConfig{}).Listen(context.Background(), network, net.JoinHostPort(c.host(), port))
 	if err != nil || c.Advertise == "" {
 		return l, err
 	}
