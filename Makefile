@@ -89,3 +89,7 @@ lint: ## The linters of .golangci.yml; needs golangci-lint 2 on the PATH
 .PHONY: bench
 bench: build ## Go benchmarks of the hot paths and one end-to-end report
 	go run ./infra/bench
+
+.PHONY: image-sizes
+image-sizes: ## Compressed size of every image; fails above 20 MB (needs ko)
+	infra/knative/image-sizes
