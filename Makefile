@@ -49,8 +49,8 @@ check: ## Formatting and vet
 	@for m in $(NESTED); do echo "go vet $$m"; (cd $$m && go vet ./...); done
 
 .PHONY: test-unit
-test-unit: ## Unit, contract, property and in-process chain tests, with the race detector
-	CGO_ENABLED=1 go test -race ./...
+test-unit: build ## Unit, contract, property and in-process chain tests, with the race detector
+	TEST_S3_PROGRAM=$(CURDIR)/$(BIN)/millrace CGO_ENABLED=1 go test -race ./...
 
 .PHONY: test-chain
 test-chain: build ## The whole platform as real processes, with processes killed at random
