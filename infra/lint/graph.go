@@ -23,6 +23,10 @@ const (
 	terminalAnnotation = "millrace.dev/terminal"
 	// acceptsAnnotation, on a Broker: the types that clients may post to it.
 	acceptsAnnotation = "millrace.dev/accepts"
+	// causesAnnotation, beside emitsAnnotation, on what is several steps of one chain:
+	// a line "<type> -> <types>" for each type that comes, with those of the emitted
+	// ones that may follow. Without it any may follow any.
+	causesAnnotation = "millrace.dev/causes"
 
 	orderAnnotation = "kafka.eventing.knative.dev/delivery.order"
 
@@ -41,6 +45,8 @@ type Node struct {
 	// Key is kind and name, "Service/validate".
 	Key    string
 	Shapes []Shape
+	// Causes holds for each type that comes those that may follow; nil when any may.
+	Causes map[string][]string
 	// Manifest is nil for the clients that post to the Broker.
 	Manifest *Manifest
 }
@@ -74,6 +80,7 @@ func NewGraph(ms []*Manifest) *Graph {
 			for _, typ := range strings.Fields(emits) {
 				n.Shapes = append(n.Shapes, Shape{"type": typ, "source": "/millrace/" + m.Name})
 			}
+			g.readCauses(n, annotations[causesAnnotation])
 		}
 		for _, typ := range strings.Fields(annotations[terminalAnnotation]) {
 			g.terminal[typ] = m
@@ -101,6 +108,23 @@ func NewGraph(ms []*Manifest) *Graph {
 	slices.SortFunc(g.triggers, func(a, b *Manifest) int { return strings.Compare(a.Name, b.Name) })
 	g.followTopics()
 	return g
+}
+
+// readCauses reads the annotation. A type may have several lines.
+func (g *Graph) readCauses(n *Node, text string) {
+	for line := range strings.Lines(text) {
+		cause, effects, ok := strings.Cut(line, "->")
+		cause = strings.TrimSpace(cause)
+		if !ok || cause == "" || strings.ContainsAny(cause, " \t") {
+			g.problems = append(g.problems, n.Manifest.problem("metadata.annotations["+causesAnnotation+"]",
+				"%q must be a type, an arrow -> and types", strings.TrimSpace(line)))
+			continue
+		}
+		if n.Causes == nil {
+			n.Causes = map[string][]string{}
+		}
+		n.Causes[cause] = append(n.Causes[cause], strings.Fields(effects)...)
+	}
 }
 
 func (g *Graph) node(key string, m *Manifest) *Node {
@@ -190,6 +214,7 @@ func (g *Graph) Check(overlay bool) []Problem {
 	if !overlay {
 		problems = append(problems, g.checkFilters()...)
 	}
+	problems = append(problems, g.checkCauses(overlay)...)
 	problems = append(problems, g.checkCycles()...)
 	return problems
 }
@@ -353,6 +378,57 @@ func (g *Graph) checkFilters() []Problem {
 	return problems
 }
 
+// checkCauses requires of an annotation that it leaves nothing out: each type that a
+// Trigger delivers has a line, and each type that is emitted follows one. What it says
+// beyond that would be out of date; but an overlay may lack what a line is about.
+func (g *Graph) checkCauses(overlay bool) []Problem {
+	var problems []Problem
+	for _, n := range g.sorted() {
+		if n.Causes == nil {
+			continue
+		}
+		report := func(format string, args ...any) {
+			problems = append(problems, n.Manifest.problem("metadata.annotations["+causesAnnotation+"]", format, args...))
+		}
+		comes := map[string]bool{}
+		for _, t := range g.triggers {
+			if subscriber(t) != n.Key {
+				continue
+			}
+			for _, from := range g.sorted() {
+				for _, s := range g.taken(t, from) {
+					if _, ok := n.Causes[s["type"]]; !ok && !comes[s["type"]] {
+						report("has no line for %s, which Trigger %s delivers", s, t.Name)
+					}
+					comes[s["type"]] = true
+				}
+			}
+		}
+		follows := map[string]bool{}
+		for _, cause := range slices.Sorted(maps.Keys(n.Causes)) {
+			if !comes[cause] && !overlay {
+				report("nothing delivers %s", cause)
+			}
+			for _, effect := range n.Causes[cause] {
+				if !slices.ContainsFunc(n.Shapes, func(s Shape) bool { return s["type"] == effect }) {
+					report("%s is not among the types of %s", effect, emitsAnnotation)
+				}
+				follows[effect] = true
+			}
+		}
+		for _, s := range n.Shapes {
+			if !follows[s["type"]] {
+				report("%s follows nothing", s)
+			}
+		}
+	}
+	return problems
+}
+
+// place is where an event can be on its way: at a node, having come there as a type.
+// The type is left out where it does not matter to what may follow.
+type place struct{ key, typ string }
+
 // checkCycles refuses a way by which an event could cause itself again. The Kafka
 // Broker counts no hops: such an event would go round for ever.
 func (g *Graph) checkCycles() []Problem {
@@ -361,62 +437,82 @@ func (g *Graph) checkCycles() []Problem {
 		open
 		done
 	)
-	state := map[string]int{}
-	type step struct{ from, how string }
+	state := map[place]int{}
+	type step struct {
+		from place
+		how  string
+	}
 	var path []step
 	var problems []Problem
-	var visit func(key string)
-	visit = func(key string) {
-		state[key] = open
-		for _, e := range g.edges(key) {
-			path = append(path, step{key, e.how})
+	var visit func(at place)
+	visit = func(at place) {
+		state[at] = open
+		for _, e := range g.edges(at) {
+			path = append(path, step{at, e.how})
 			switch state[e.to] {
 			case open:
 				start := slices.IndexFunc(path, func(s step) bool { return s.from == e.to })
 				var b strings.Builder
 				for _, s := range path[start:] {
-					fmt.Fprintf(&b, "%s -[%s]-> ", name(s.from), s.how)
+					fmt.Fprintf(&b, "%s -[%s]-> ", name(s.from.key), s.how)
 				}
-				problems = append(problems, e.trigger.problem("spec.filters", "closes a cycle, in which an event would go round for ever: %s%s", b.String(), name(e.to)))
+				problems = append(problems, e.trigger.problem("spec.filters", "closes a cycle, in which an event would go round for ever: %s%s", b.String(), name(e.to.key)))
 			case unseen:
 				visit(e.to)
 			}
 			path = path[:len(path)-1]
 		}
-		state[key] = done
+		state[at] = done
 	}
 	for _, n := range g.sorted() {
-		if state[n.Key] == unseen {
-			visit(n.Key)
+		if n.Causes == nil && state[place{key: n.Key}] == unseen {
+			visit(place{key: n.Key})
+		}
+		for _, cause := range slices.Sorted(maps.Keys(n.Causes)) {
+			if at := (place{n.Key, cause}); state[at] == unseen {
+				visit(at)
+			}
 		}
 	}
 	return problems
 }
 
-// edge is one way on from a node: a Trigger for what it emits, or a topic.
+// edge is one way on from a place: a Trigger for what is emitted there, or a topic.
 type edge struct {
-	to, how string
+	to      place
+	how     string
 	trigger *Manifest
 }
 
-func (g *Graph) edges(key string) []edge {
+func (g *Graph) edges(at place) []edge {
 	var edges []edge
-	if n := g.nodes[key]; n != nil {
+	if n := g.nodes[at.key]; n != nil {
 		for _, t := range g.triggers {
-			if taken := g.taken(t, n); len(taken) > 0 {
-				edges = append(edges, edge{subscriber(t), taken[0].String() + ", Trigger " + t.Name, t})
+			to := place{key: subscriber(t)}
+			typed := g.nodes[to.key] != nil && g.nodes[to.key].Causes != nil
+			for _, s := range g.taken(t, n) {
+				if n.Causes != nil && !slices.Contains(n.Causes[at.typ], s["type"]) {
+					continue
+				}
+				if typed {
+					to.typ = s["type"]
+				}
+				edges = append(edges, edge{to, s.String() + ", Trigger " + t.Name, t})
+				if !typed {
+					break // another type leads to the same place
+				}
 			}
 		}
 	}
 	// From a KafkaSink the way goes on through the topic.
-	if m := g.all[key]; m != nil {
+	if m := g.all[at.key]; m != nil {
 		if sink, ok := m.Object.(*KafkaSink); ok {
 			for _, n := range g.sorted() {
 				if n.Manifest == nil {
 					continue
 				}
 				if s, ok := n.Manifest.Object.(*KafkaSource); ok && slices.Contains(s.Spec.Topics, sink.Spec.Topic) {
-					edges = append(edges, edge{n.Key, "topic " + sink.Spec.Topic, n.Manifest})
+					edges = append(edges, edge{place{key: n.Key}, "topic " + sink.Spec.Topic, n.Manifest})
 				}
 			}
 		}

@@ -348,6 +348,38 @@ func TestCheck(t *testing.T) {
 				`triggers/greetings.yaml:34: Trigger greetings: spec.filters: closes a cycle, in which an event would go round for ever: KafkaSink greetings -[topic names]-> KafkaSource names -[dev.millrace.greeting.v1, Trigger greetings]-> KafkaSink greetings`,
 			},
 		},
+		"chain of steps within one function": {
+			service, greets, greets + `    millrace.dev/causes: |
+      dev.millrace.name.v1 -> dev.millrace.greeting.v1
+      dev.knative.kafka.event ->
+`,
+			nil,
+		},
+		"cycle through the steps of a function": {
+			service, greets, `    millrace.dev/emits: dev.millrace.greeting.v1 dev.millrace.name.v1
+    millrace.dev/causes: |
+      dev.millrace.name.v1 -> dev.millrace.greeting.v1
+      dev.knative.kafka.event -> dev.millrace.name.v1
+      dev.millrace.name.v1 -> dev.millrace.name.v1
+`,
+			[]string{
+				`triggers/greet.yaml:10: Trigger greet: spec.filters: closes a cycle, in which an event would go round for ever: Service greet -[dev.millrace.name.v1, Trigger greet]-> Service greet`,
+			},
+		},
+		"causes that leave out and say too much": {
+			service, greets, greets + `    millrace.dev/causes: |
+      dev.knative.kafka.event -> dev.millrace.name.v1
+      dev.knative.sources.ping
+      dev.millrace.greeting.v1 ->
+`,
+			[]string{
+				`functions/greet/service.yaml:8: Service greet: metadata.annotations[millrace.dev/causes]: "dev.knative.sources.ping" must be a type, an arrow -> and types`,
+				`functions/greet/service.yaml:8: Service greet: metadata.annotations[millrace.dev/causes]: dev.millrace.greeting.v1 follows nothing`,
+				`functions/greet/service.yaml:8: Service greet: metadata.annotations[millrace.dev/causes]: dev.millrace.name.v1 is not among the types of millrace.dev/emits`,
+				`functions/greet/service.yaml:8: Service greet: metadata.annotations[millrace.dev/causes]: has no line for dev.millrace.name.v1, which Trigger greet delivers`,
+				`functions/greet/service.yaml:8: Service greet: metadata.annotations[millrace.dev/causes]: nothing delivers dev.millrace.greeting.v1`,
+			},
+		},
 		"type that no code knows": {
 			"shared/events/events.go", "greeting.v1", "greeting.v2",
 			[]string{
@@ -596,6 +628,7 @@ func TestRun(t *testing.T) {
 }
 
 const (
+	greets  = "    millrace.dev/emits: \"dev.millrace.greeting.v1\"\n"
 	filters = `  filters:
     - any:
         - exact:

@@ -24,9 +24,13 @@ const (
 	MetricInvalid     = "dev.millrace.metric.invalid.v1"
 
 	// ObjectCreated begins the types of events of objects that were written, by the
-	// CloudEvents adapter for S3; ObjectPut is the one of a plain PUT.
-	ObjectCreated = "com.amazonaws.s3.ObjectCreated:"
-	ObjectPut     = "com.amazonaws.s3.ObjectCreated:Put"
+	// CloudEvents adapter for S3: by a plain PUT, a copy, or in parts. ObjectRemoved is
+	// an object's end.
+	ObjectCreated  = "com.amazonaws.s3.ObjectCreated:"
+	ObjectPut      = "com.amazonaws.s3.ObjectCreated:Put"
+	ObjectCopied   = "com.amazonaws.s3.ObjectCreated:Copy"
+	ObjectUploaded = "com.amazonaws.s3.ObjectCreated:CompleteMultipartUpload"
+	ObjectRemoved  = "com.amazonaws.s3.ObjectRemoved:Delete"
 
 	// The warehouse's steps, each saying that it is done with an object; ETLFailed
 	// says that a batch goes no further.
