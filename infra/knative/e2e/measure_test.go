@@ -7,7 +7,7 @@ import (
 	"net/http"
 	"os"
 	"slices"
-	"strings"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -16,6 +16,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"github.com/millrace-dev/millrace/shared/events"
 	"github.com/millrace-dev/millrace/shared/kafka"
 )
 
@@ -33,20 +34,30 @@ func TestMeasure(t *testing.T) {
 	t.Cleanup(func() { _, _ = kubectl("apply", "-f", "../../../triggers/lake.yaml") })
 
 	coldStarts := s.measureColdStarts(10)
-	idle := s.measureMemory()
+	s.wake()
+	idle := watchUsage(t)
+	<-time.After(5 * time.Second) // of doing nothing
+	idling := idle()
+	loaded := watchUsage(t)
 	single := s.measureBroker(15 * time.Second)
 	relayed := s.measureRelay(200_000)
-	loaded := s.measureMemory()
+	drained := s.measureLake()
+	kept := s.measureDeadLetters(20_000)
+	loading := loaded()
 
-	t.Log("| function | cold start p50 | max | memory idle | under load |")
-	for _, f := range functions {
-		starts := coldStarts[f]
-		slices.Sort(starts)
-		t.Logf("| %s | %d ms | %d ms | %.1f MiB | %.1f MiB |", f, starts[len(starts)/2].Milliseconds(), starts[len(starts)-1].Milliseconds(), idle[f], loaded[f])
+	t.Log("| function | cold start p50 | slowest | memory idle | under load | CPU idle | under load |")
+	for _, f := range append(slices.Clone(functions), "relay") {
+		start := " (always there) | "
+		if starts := coldStarts[f]; starts != nil {
+			slices.Sort(starts)
+			start = fmt.Sprintf("%d ms | %d ms", starts[len(starts)/2].Milliseconds(), starts[len(starts)-1].Milliseconds())
+		}
+		t.Logf("| %s | %s | %.0f MiB | %.0f MiB | %.2f | %.2f |", f, start, idling[f].memory, loading[f].memory, idling[f].cores, loading[f].cores)
 	}
-	t.Logf("relay: %.1f MiB idle, %.1f MiB under load", idle["relay"], loaded["relay"])
 	t.Logf("through the plain Broker, single events, posted to answered: %.0f/s", single)
 	t.Logf("through the relay, raw record to verdict topic: %.0f/s", relayed)
+	t.Logf("lake, verdict records to objects: %.0f/s", drained)
+	t.Logf("deadletter, kept: %.0f/s", kept)
 }
 
 // measureColdStarts starts each function from zero n times: the time from a request
@@ -74,49 +85,95 @@ func (s *spine) measureColdStarts(n int) map[string][]time.Duration {
 	return starts
 }
 
-// measureMemory gives each function's working set in MiB, its own container's alone:
-// the largest of its pods. A function that is at zero is started for it.
-func (s *spine) measureMemory() map[string]float64 {
+// wake starts every function that is at zero.
+func (s *spine) wake() {
 	s.t.Helper()
 	for _, f := range functions {
-		status, body, err := reach(s.t, get(s.t, "get", "kservice", f, "-o", "jsonpath={.status.address.url}")).
-			request(s.t.Context(), http.MethodGet, "/healthz", nil, nil)
+		status, body, err := s.function(f).request(s.t.Context(), http.MethodGet, "/healthz", nil, nil)
 		if err != nil || status != http.StatusOK {
 			s.t.Fatalf("%s: %d %s %v", f, status, body, err)
 		}
 	}
-	memory := map[string]float64{}
-	want := append(slices.Clone(functions), "relay")
-	eventually(s.t, "the kubelet has measured every function", func() error {
-		for node := range strings.FieldsSeq(get(s.t, "get", "node", "-o", "jsonpath={.items[*].metadata.name}")) {
-			var stats struct {
-				Pods []struct {
-					PodRef     struct{ Namespace string }
-					Containers []struct {
-						Name   string
-						Memory struct{ WorkingSetBytes float64 }
-					}
-				}
-			}
-			if err := json.Unmarshal([]byte(get(s.t, "get", "--raw", "/api/v1/nodes/"+node+"/proxy/stats/summary")), &stats); err != nil {
-				return err
-			}
-			for _, p := range stats.Pods {
-				for _, c := range p.Containers {
-					if p.PodRef.Namespace == namespace {
-						memory[c.Name] = max(memory[c.Name], c.Memory.WorkingSetBytes/(1<<20))
-					}
-				}
-			}
+}
+
+func (s *spine) function(name string) endpoint {
+	s.t.Helper()
+	return reach(s.t, get(s.t, "get", "kservice", name, "-o", "jsonpath={.status.address.url}"))
+}
+
+// measureLake has everything that is in the verdict topics written to the lake, by
+// ticks as the clock sends them, and gives records a second.
+func (s *spine) measureLake() float64 {
+	s.t.Helper()
+	lake := s.function("lake")
+	var status struct {
+		Topics []struct{ Lag int64 }
+	}
+	lag := func() (sum int64) {
+		code, body, err := lake.request(s.t.Context(), http.MethodGet, "/lake/status", nil, nil)
+		if err == nil {
+			err = json.Unmarshal(body, &status)
 		}
-		for _, f := range want {
-			if memory[f] == 0 {
-				return fmt.Errorf("%s is missing", f)
-			}
+		if err != nil || code != http.StatusOK {
+			s.t.Fatalf("lake's status: %d %s %v", code, body, err)
+		}
+		for _, topic := range status.Topics {
+			sum += topic.Lag
+		}
+		return sum
+	}
+	before := lag()
+	begin := time.Now()
+	eventually(s.t, "the lake has drained the verdict topics", func() error {
+		code, body, err := lake.request(s.t.Context(), http.MethodPost, "", http.Header{
+			"Ce-Specversion": {"1.0"}, "Ce-Id": {strconv.FormatInt(time.Now().UnixNano(), 10)},
+			"Ce-Source": {"/apis/v1/namespaces/" + namespace + "/pingsources/lake-tick"}, "Ce-Type": {events.Tick},
+		}, nil)
+		if err != nil || code/100 != 2 {
+			return fmt.Errorf("tick: %d %s %w", code, body, err)
+		}
+		if left := lag(); left > 0 {
+			return fmt.Errorf("%d records are left", left)
 		}
 		return nil
 	})
-	return memory
+	return float64(before) / time.Since(begin).Seconds()
+}
+
+// measureDeadLetters gives n refused events to deadletter in batches and counts them
+// by the second.
+func (s *spine) measureDeadLetters(n int) float64 {
+	s.t.Helper()
+	const batch = 100
+	letters := s.function("deadletter")
+	begin := time.Now()
+	var senders sync.WaitGroup
+	for sender := range 4 {
+		senders.Go(func() {
+			for at := sender * batch; at < n; at += 4 * batch {
+				ms := make([]events.Message, batch)
+				for i := range ms {
+					m := &ms[i]
+					m.Set("specversion", "1.0")
+					m.Set("id", fmt.Sprintf("%s-%d", s.session, at+i))
+					m.Set("source", "/e2e/measure")
+					m.Set("type", events.BehaviorRaw)
+					m.Set("datacontenttype", "application/json")
+					m.Set(events.ErrorCode, "400")
+					m.Set(events.ErrorData, "refused to be measured")
+					m.Data = s.raw(at + i)
+				}
+				status, body, err := letters.request(s.t.Context(), http.MethodPost, "",
+					http.Header{"Content-Type": {events.ContentTypeBatch}}, events.AppendBatch(nil, ms))
+				if err != nil || status/100 != 2 {
+					s.t.Errorf("dead letters: %d %s %v", status, body, err)
+					return
+				}
+			}
+		})
+	}
+	senders.Wait()
+	return float64(n) / time.Since(begin).Seconds()
 }
 
 // measureBroker posts single events from 64 senders and counts the answers. The
