@@ -13,11 +13,8 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"os/user"
 	"path/filepath"
 	"runtime"
-	"slices"
-	"strconv"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -25,6 +22,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/millrace-dev/millrace/shared/pgserver"
 )
 
 var (
@@ -33,9 +32,6 @@ var (
 	failure error
 	count   atomic.Int64
 )
-
-// errMissing is the reason of a skip.
-var errMissing = errors.New("no PostgreSQL server programs (initdb, postgres) in PATH or /usr/lib/postgresql")
 
 // Main runs the tests of a binary, stops the server if one was started, and exits.
 // A TestMain that calls it is all that a package needs.
@@ -52,7 +48,7 @@ func Main(m *testing.M) {
 func URL(t testing.TB) string {
 	t.Helper()
 	once.Do(func() { server, failure = start() })
-	if errors.Is(failure, errMissing) {
+	if errors.Is(failure, pgserver.ErrMissing) {
 		t.Skip(failure)
 	}
 	if failure != nil {
@@ -74,26 +70,15 @@ func URL(t testing.TB) string {
 // when there is none.
 func Program(t testing.TB, name string) string {
 	t.Helper()
-	path, err := program(name)
+	s, err := pgserver.Open(filepath.Join(t.TempDir(), "data"))
+	if err != nil {
+		t.Skip(err)
+	}
+	path, err := s.Program(name)
 	if err != nil {
 		t.Skip(err)
 	}
 	return path
-}
-
-// program prefers the newest version's own folder: what is in PATH may be a link
-// that does not find its libraries.
-func program(name string) (string, error) {
-	found, _ := filepath.Glob("/usr/lib/postgresql/*/bin/" + name)
-	if len(found) > 0 {
-		slices.Sort(found)
-		return found[len(found)-1], nil
-	}
-	path, err := exec.LookPath(name)
-	if err != nil {
-		return "", errMissing
-	}
-	return filepath.EvalSymlinks(path)
 }
 
 type process struct {
@@ -113,33 +98,32 @@ func (p *process) stop() {
 }
 
 func start() (*process, error) {
-	initdb, err := program("initdb")
-	if err != nil {
-		return nil, err
-	}
-	postgres, err := program("postgres")
-	if err != nil {
-		return nil, err
-	}
+	// Short: the path of a socket may have 107 bytes.
 	dir, err := os.MkdirTemp("/tmp", "pgtest")
 	if err != nil {
 		return nil, err
 	}
-	attr, err := credential(dir)
+	s, err := pgserver.Open(filepath.Join(dir, "data"))
+	if err == nil {
+		err = s.Give(dir)
+	}
+	if err == nil {
+		err = s.Init(context.Background(), pgserver.Setup{User: "postgres", NoSync: true})
+	}
 	if err != nil {
+		_ = os.RemoveAll(dir)
 		return nil, err
 	}
-	data := filepath.Join(dir, "data")
-	cmd := exec.Command(initdb, "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync")
-	cmd.Dir, cmd.SysProcAttr = dir, attr
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return nil, fmt.Errorf("initdb: %w: %s", err, out)
-	}
 	p := &process{dir: dir, end: make(chan struct{})}
-	p.cmd = exec.Command(postgres, "-D", data, "-k", dir,
-		"-c", "listen_addresses=", "-c", "fsync=off", "-c", "full_page_writes=off", "-c", "synchronous_commit=off",
-		"-c", "max_wal_size=4GB", "-c", "shared_buffers=1GB", "-c", "wal_level=logical", "-c", "log_min_messages=panic")
-	p.cmd.Dir, p.cmd.SysProcAttr = dir, attr
+	path, args := s.Command(map[string]string{
+		"unix_socket_directories": dir, "listen_addresses": "",
+		"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off",
+		"max_wal_size": "4GB", "shared_buffers": "1GB", "wal_level": "logical", "log_min_messages": "panic",
+	})
+	p.cmd = exec.Command(path, args...)
+	p.cmd.Dir = dir
+	// The kernel sends it with the death of the thread that started the server.
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Credential: s.Credential(), Pdeathsig: syscall.SIGQUIT}
 	p.cmd.Stderr = os.Stderr
 	started := make(chan error)
 	go func() {
@@ -170,27 +154,4 @@ func start() (*process, error) {
 			return nil, fmt.Errorf("postgres does not answer: %w", err)
 		}
 	}
-}
-
-// credential makes the server run as the user postgres when the tests run as root,
-// which it refuses to.
-func credential(dir string) (*syscall.SysProcAttr, error) {
-	attr := &syscall.SysProcAttr{Pdeathsig: syscall.SIGQUIT}
-	if os.Geteuid() != 0 {
-		return attr, nil
-	}
-	u, err := user.Lookup("postgres")
-	if err != nil {
-		return nil, fmt.Errorf("%w: running as root, and there is no user postgres to run the server as", errMissing)
-	}
-	uid, err := strconv.ParseUint(u.Uid, 10, 32)
-	if err != nil {
-		return nil, err
-	}
-	gid, err := strconv.ParseUint(u.Gid, 10, 32)
-	if err != nil {
-		return nil, err
-	}
-	attr.Credential = &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}
-	return attr, os.Chown(dir, int(uid), int(gid))
 }
