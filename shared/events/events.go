@@ -23,6 +23,9 @@ const (
 	MetricValidated   = "dev.millrace.metric.validated.v1"
 	MetricInvalid     = "dev.millrace.metric.invalid.v1"
 
+	// FeaturesReady carries an event's features as they were served.
+	FeaturesReady = "dev.millrace.features.ready.v1"
+
 	// ObjectCreated begins the types of events of objects that were written, by the
 	// CloudEvents adapter for S3: by a plain PUT, a copy, or in parts. ObjectRemoved is
 	// an object's end.
