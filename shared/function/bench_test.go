@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/cloudevents/sdk-go/v2/event"
 	sdkmetric "go.opentelemetry.io/otel/sdk/metric"
@@ -115,12 +116,17 @@ func BenchmarkHTTP(b *testing.B) {
 			}
 			ctx, stop := context.WithCancel(context.Background())
 			ended := make(chan error, 1)
-			s := benchServer(b, bench.h)
 			if bench.h == nil {
-				s.mux = http.NewServeMux()
-				s.mux.Handle("POST /{$}", netHTTP)
+				server := &http.Server{Handler: netHTTP, ReadHeaderTimeout: time.Second}
+				go func() {
+					<-ctx.Done()
+					ended <- server.Close()
+				}()
+				go func() { _ = server.Serve(l) }() // ends by Close
+			} else {
+				s := benchServer(b, bench.h)
+				go func() { ended <- s.Serve(ctx, l) }()
 			}
-			go func() { ended <- s.Serve(ctx, l) }()
 			request := raw(clickstream(bench.batch)...)
 
 			const connections = 16

@@ -20,6 +20,7 @@ import (
 	"go.opentelemetry.io/otel/metric/noop"
 	"go.opentelemetry.io/otel/trace"
 
+	"github.com/millrace-dev/millrace/shared/function/internal/http1"
 	"github.com/millrace-dev/millrace/shared/telemetry"
 )
 
@@ -182,13 +183,23 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		MaxHeaderBytes: 64 << 10,
 		ErrorLog:       slog.NewLogLogger(s.logger.Handler(), slog.LevelWarn),
 	}
+	front := http1.NewListener(l, http1.Config{
+		Handler:           s.receive,
+		ReadHeaderTimeout: server.ReadHeaderTimeout,
+		ReadTimeout:       server.ReadTimeout,
+		WriteTimeout:      server.WriteTimeout,
+		IdleTimeout:       server.IdleTimeout,
+		MaxHeaderBytes:    server.MaxHeaderBytes,
+		ErrorLog:          server.ErrorLog,
+	})
 	served := make(chan error, 1)
-	go func() { served <- server.Serve(l) }()
+	go func() { served <- server.Serve(front) }()
 	s.logger.Info("serving", "address", l.Addr().String(), "version", telemetry.BuildVersion())
 
 	select {
 	case err := <-served:
 		s.abort()
+		front.Abort()
 		return fmt.Errorf("serving: %w", err)
 	case <-ctx.Done():
 	}
@@ -197,11 +208,12 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	s.logger.Info("draining", "in_flight", s.metrics.inFlight.Load())
 	limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.cfg.DrainTimeout)
 	defer cancel()
-	err := server.Shutdown(limit)
+	err := errors.Join(server.Shutdown(limit), front.Shutdown(limit)) // the first closes the front too
 	unfinished := s.metrics.inFlight.Load()
 	s.abort()
 	if err != nil {
 		_ = server.Close()
+		front.Abort()
 		return fmt.Errorf("draining for %s (DRAIN_TIMEOUT): %d events were not finished: %w",
 			s.cfg.DrainTimeout, unfinished, err)
 	}
