@@ -1,0 +1,227 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/cloudevents/sdk-go/v2/event"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/millrace-dev/millrace/shared/events"
+	"github.com/millrace-dev/millrace/shared/function"
+	"github.com/millrace-dev/millrace/shared/warehouse"
+)
+
+// storage is the handler. It is safe for concurrent use.
+type storage struct {
+	db     *warehouse.DB
+	tables map[string]*target // by type of event
+	upkeep *upkeep
+}
+
+// target is a table with its statements.
+type target struct {
+	*table
+	// stage makes the temporary table that rows are copied into; insert moves what is
+	// new from there.
+	stage, copy, insert string
+}
+
+func newStorage(db *warehouse.DB, tables []*table, c UpkeepConfig) (*storage, error) {
+	s := &storage{db: db, tables: map[string]*target{}}
+	for i, t := range tables {
+		columns, key := strings.Join(t.columns, ", "), strings.Join(t.key, ", ")
+		s.tables[t.event] = &target{
+			table: t,
+			stage: fmt.Sprintf("CREATE TEMP TABLE IF NOT EXISTS incoming_%d ON COMMIT DELETE ROWS AS SELECT %s FROM %s WITH NO DATA", i, columns, t.name),
+			copy:  fmt.Sprintf("COPY pg_temp.incoming_%d (%s) FROM STDIN BINARY", i, columns),
+			// In the order of the key, so that two calls with the same events wait for
+			// each other rather than deadlock; of equal ones the first that came.
+			insert: fmt.Sprintf("INSERT INTO %[2]s (%[3]s) SELECT DISTINCT ON (%[4]s) %[3]s FROM pg_temp.incoming_%[1]d ORDER BY %[4]s, ctid ON CONFLICT (%[4]s) DO NOTHING",
+				i, t.name, columns, key),
+		}
+	}
+	var err error
+	s.upkeep, err = newUpkeep(db, c)
+	return s, err
+}
+
+// entry is an event's row on its way.
+type entry struct {
+	event int // in the batch
+	to    *target
+	row   []byte
+}
+
+// retryAfter is when a sender may try again after the database could not be used.
+const retryAfter = 2 * time.Second
+
+// Handle writes the rows of all events in one transaction. An event that cannot
+// become a row is refused alone; when the database cannot be used, all are pushed
+// back.
+func (s *storage) Handle(ctx context.Context, batch []event.Event) []function.Result {
+	results := make([]function.Result, len(batch))
+	entries := make([]entry, 0, len(batch))
+	var ticks []int
+	buf := make([]byte, 0, 256*len(batch))
+	for i := range batch {
+		e := &batch[i]
+		if e.Type() == events.Tick {
+			ticks = append(ticks, i)
+			continue
+		}
+		t := s.tables[e.Type()]
+		if t == nil {
+			results[i].Err = function.Invalid("there is no table for events of type %s", e.Type())
+			continue
+		}
+		r := row{buf: binary.BigEndian.AppendUint16(buf, uint16(len(t.columns)))}
+		if err := t.write(e, &r); err != nil {
+			results[i].Err = function.Invalid("%s: %w", t.name, err)
+			continue
+		}
+		if r.fields != len(t.columns) {
+			results[i].Err = fmt.Errorf("%s: a row has %d values for %d columns", t.name, r.fields, len(t.columns))
+			continue
+		}
+		entries = append(entries, entry{i, t, r.buf[len(buf):]})
+		buf = r.buf
+	}
+	if len(entries)+len(ticks) == 0 {
+		return results
+	}
+	if err := s.db.Ready(ctx); err != nil {
+		fail(results, entries, ticks, function.Unavailable(err, retryAfter))
+		return results
+	}
+	s.write(ctx, entries, results)
+	if len(ticks) > 0 {
+		// Ticks that come together are one.
+		if err := s.upkeep.do(ctx); err != nil {
+			fail(results, nil, ticks, function.Unavailable(err, retryAfter))
+		}
+	}
+	return results
+}
+
+func fail(results []function.Result, entries []entry, ticks []int, err error) {
+	for _, e := range entries {
+		results[e.event].Err = err
+	}
+	for _, i := range ticks {
+		results[i].Err = err
+	}
+}
+
+// write sets the results of the entries. A row that the database refuses takes the
+// others of its transaction along, so it is looked for by halves.
+func (s *storage) write(ctx context.Context, entries []entry, results []function.Result) {
+	if len(entries) == 0 {
+		return
+	}
+	err := s.transaction(ctx, entries)
+	switch {
+	case err == nil:
+	case !refused(err):
+		fail(results, entries, nil, err)
+	case len(entries) > 1:
+		s.write(ctx, entries[:len(entries)/2], results)
+		s.write(ctx, entries[len(entries)/2:], results)
+	default:
+		results[entries[0].event].Err = function.Invalid("%s: %w", entries[0].to.name, err)
+	}
+}
+
+// maxAttempts bounds how often a transaction is begun anew after a deadlock.
+const maxAttempts = 3
+
+func (s *storage) transaction(ctx context.Context, entries []entry) error {
+	for attempt := 1; ; attempt++ {
+		err := s.attempt(ctx, entries)
+		class := code(err)[:2]
+		switch {
+		case err == nil || class == "22" || class == "23":
+			return err
+		case class == "40" && attempt < maxAttempts:
+			continue
+		case class == "42":
+			return err // of this program or its schema: not for good, but no outage
+		}
+		return function.Unavailable(err, retryAfter)
+	}
+}
+
+// code is an error's SQLSTATE, that of a lost connection when it has none.
+func code(err error) string {
+	if pg, ok := errors.AsType[*pgconn.PgError](err); ok {
+		return pg.Code
+	}
+	return "08006"
+}
+
+// refused tells errors that are about a row.
+func refused(err error) bool {
+	class := code(err)[:2]
+	return class == "22" || class == "23"
+}
+
+// attempt is one transaction: three round trips for one table. When it fails, the
+// connection is closed by its release, which ends the transaction.
+func (s *storage) attempt(ctx context.Context, entries []entry) error {
+	conn, err := s.db.Acquire(ctx)
+	if err != nil {
+		return fmt.Errorf("connecting to the warehouse: %w", err)
+	}
+	defer conn.Release()
+	pg := conn.Conn().PgConn()
+	var order []*target // in which they were met
+	rows := map[*target][]entry{}
+	for _, e := range entries {
+		if rows[e.to] == nil {
+			order = append(order, e.to)
+		}
+		rows[e.to] = append(rows[e.to], e)
+	}
+	for i, t := range order {
+		begin := t.stage
+		if i == 0 {
+			begin = "BEGIN;" + begin
+		}
+		if err := pg.Exec(ctx, begin).Close(); err != nil {
+			return fmt.Errorf("preparing for %s: %w", t.name, err)
+		}
+		if _, err := pg.CopyFrom(ctx, stream(rows[t]), t.copy); err != nil {
+			return fmt.Errorf("copying rows for %s: %w", t.name, err)
+		}
+	}
+	var end strings.Builder
+	for _, t := range order {
+		end.WriteString(t.insert + ";")
+	}
+	end.WriteString("COMMIT")
+	if err := pg.Exec(ctx, end.String()).Close(); err != nil {
+		return fmt.Errorf("writing rows: %w", err)
+	}
+	return nil
+}
+
+// copyHeader begins the binary COPY format: signature, flags, extension.
+const copyHeader = "PGCOPY\n\xff\r\n\x00\x00\x00\x00\x00\x00\x00\x00\x00"
+
+// stream is the text of a COPY of the rows.
+func stream(entries []entry) *bytes.Reader {
+	size := len(copyHeader) + 2
+	for _, e := range entries {
+		size += len(e.row)
+	}
+	b := append(make([]byte, 0, size), copyHeader...)
+	for _, e := range entries {
+		b = append(b, e.row...)
+	}
+	return bytes.NewReader(append(b, 0xff, 0xff)) // -1: no more rows
+}
