@@ -46,6 +46,7 @@ var commands = []command{
 	{"status", "print the status of the platform that runs here, once", runStatus},
 	{"kafka", "run the embedded Kafka alone", runKafka},
 	{"s3", "run the embedded S3 alone", runS3},
+	{"cdc", "capture the changes of a PostgreSQL table", runCDC},
 	{"version", "print the version", runVersion},
 }
 
