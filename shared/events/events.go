@@ -25,6 +25,13 @@ const (
 
 	// FeaturesReady carries an event's features as they were served.
 	FeaturesReady = "dev.millrace.features.ready.v1"
+	// PredictionMade carries what a model version predicts for an event's features.
+	PredictionMade = "dev.millrace.prediction.made.v1"
+
+	// ModelPromoted and ModelRolledBack say that another version of a model is to be
+	// served; the subject is the model's name.
+	ModelPromoted   = "dev.millrace.model.promoted.v1"
+	ModelRolledBack = "dev.millrace.model.rolledback.v1"
 
 	// ObjectCreated begins the types of events of objects that were written, by the
 	// CloudEvents adapter for S3: by a plain PUT, a copy, or in parts. ObjectRemoved is

@@ -74,6 +74,9 @@ type Bundle struct {
 	Baseline Baseline
 	Metrics  Metrics
 	Model    *Model
+	// Digest is the SHA-256 of bundle.json in hex. Since that holds the sums of all
+	// other files, it tells the bundle from every other.
+	Digest string
 
 	index map[string]int
 }
@@ -193,7 +196,7 @@ func checkName(name string) error {
 // the examples come out as they should. An *InvalidError says what is wrong with the
 // bundle; other errors are of its source.
 func Load(ctx context.Context, s Source) (*Bundle, error) {
-	m, _, err := ReadManifest(ctx, s)
+	m, digest, err := ReadManifest(ctx, s)
 	if err != nil {
 		return nil, err
 	}
@@ -211,7 +214,7 @@ func Load(ctx context.Context, s Source) (*Bundle, error) {
 		}
 		files[name] = data
 	}
-	b := &Bundle{Manifest: m}
+	b := &Bundle{Manifest: m, Digest: digest}
 	if file, err := b.fill(files); err != nil {
 		return nil, &InvalidError{s.String(), file, err}
 	}
