@@ -2,7 +2,7 @@
 // without containers and without root, and stops it again.
 //
 // Every function runs as a process of its own with the environment of its
-// service.yaml, and so do the embedded Kafka and the embedded S3; the runner
+// service.yaml, and so do the embedded Kafka and S3, PostgreSQL and Redis; the runner
 // executes the manifests in triggers/ itself. It starts what dies, keeps its state
 // in one folder and goes on from there the next time.
 //
@@ -46,6 +46,7 @@ var commands = []command{
 	{"status", "print the status of the platform that runs here, once", runStatus},
 	{"kafka", "run the embedded Kafka alone", runKafka},
 	{"s3", "run the embedded S3 alone", runS3},
+	{"redis", "run the embedded Redis alone", runRedis},
 	{"cdc", "capture the changes of a PostgreSQL table", runCDC},
 	{"version", "print the version", runVersion},
 }

@@ -11,7 +11,9 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/kelseyhightower/envconfig"
+	"github.com/redis/go-redis/v9"
 
 	"github.com/millrace-dev/millrace/shared/kafka"
 	"github.com/millrace-dev/millrace/shared/lake"
@@ -43,8 +45,10 @@ type options struct {
 	minFree      int64 // bytes
 
 	// External parts; nil means the embedded one.
-	kafka *kafka.Config
-	s3    *lake.Config
+	kafka    *kafka.Config
+	s3       *lake.Config
+	database string // DATABASE_URL
+	redis    string // REDIS_URL
 }
 
 // portFlags are the ports that were given by name.
@@ -74,7 +78,7 @@ func parseOptions(args []string, stdout, stderr io.Writer) (opts options, done b
 	fs.BoolVar(&opts.plain, "plain", truth(os.Getenv("MILLRACE_PLAIN")), "lines instead of the live screen, as when standard output is no terminal (env MILLRACE_PLAIN=1)")
 	base, baseErr := envInt("MILLRACE_PORT_BASE", 0)
 	fs.IntVar(&opts.portBase, "port-base", int(base), "put all ports in a row from this one on (env MILLRACE_PORT_BASE)")
-	fs.Var(opts.ports, "port", "`name=port` of one part: ingress, kafka, s3 or a function; may be repeated (env MILLRACE_PORT_<NAME>)")
+	fs.Var(opts.ports, "port", "`name=port` of one part: ingress, kafka, s3, postgres, redis or a function; may be repeated (env MILLRACE_PORT_<NAME>)")
 	fs.BoolVar(&opts.createTopics, "create-topics", os.Getenv("CREATE_TOPICS") == "" || truth(os.Getenv("CREATE_TOPICS")), "create missing topics (env CREATE_TOPICS=0 to only check them)")
 	bytes, bytesErr := envInt("MILLRACE_KAFKA_BYTES", 0)
 	fs.Int64Var(&opts.kafkaBytes, "kafka-bytes", bytes, "most that the embedded Kafka keeps on disk; default 2 GiB, or a quarter of the free space when that is less (env MILLRACE_KAFKA_BYTES)")
@@ -83,11 +87,13 @@ func parseOptions(args []string, stdout, stderr io.Writer) (opts options, done b
 	if err := errors.Join(baseErr, bytesErr, freeErr); err != nil {
 		return opts, true, err
 	}
-	const about = `Runs the platform on this machine until Ctrl-C: embedded Kafka and S3, every function
-in functions/ as its own process, the event graph in triggers/ and a shop producer.
+	const about = `Runs the platform on this machine until Ctrl-C: embedded Kafka and S3, the machine's
+PostgreSQL and Redis, every function in functions/ as its own process, the event graph
+in triggers/ and a shop producer.
 
-KAFKA_BROKERS and S3_ENDPOINT (with S3_ACCESS_KEY and S3_SECRET_KEY) replace the
-embedded parts by yours; CONTRACTS_DIR adds stream contracts.`
+KAFKA_BROKERS, S3_ENDPOINT (with S3_ACCESS_KEY and S3_SECRET_KEY), DATABASE_URL and
+REDIS_URL replace these parts by yours; POSTGRES_BIN names the folder of PostgreSQL's
+programs; CONTRACTS_DIR adds stream contracts.`
 	if done, err := parse(fs, args, about, stdout, stderr); done {
 		return opts, true, err
 	}
@@ -135,6 +141,16 @@ func (o *options) complete() error {
 			return fmt.Errorf("%s is %q; it has to be a port number", name, value)
 		}
 	}
+	if o.database = os.Getenv("DATABASE_URL"); o.database != "" {
+		if _, err := pgconn.ParseConfig(o.database); err != nil {
+			return fmt.Errorf("DATABASE_URL: %w", err) // without the password
+		}
+	}
+	if o.redis = os.Getenv("REDIS_URL"); o.redis != "" {
+		if _, err := redis.ParseURL(o.redis); err != nil {
+			return fmt.Errorf("REDIS_URL: %w; it has to be like redis://:password@host:6379/0", err)
+		}
+	}
 	if os.Getenv("KAFKA_BROKERS") != "" {
 		o.kafka = new(kafka.Config)
 		if err := envconfig.Process("", o.kafka); err != nil {
@@ -153,8 +169,12 @@ func (o *options) complete() error {
 // assignPorts gives every part its port. The order of names is that of the parts
 // in a row from the port base.
 func (o *options) assignPorts(functions []string) (map[string]int, error) {
-	fixed := []string{"ingress", "kafka", "s3"}
-	usual := map[string]int{"ingress": 8080, "kafka": 9092, "s3": 9000}
+	fixed := []string{"ingress", "kafka", "s3", "postgres", "redis"}
+	usual := map[string]int{
+		"ingress": 8080, "kafka": 9092, "s3": 9000,
+		// Not their own: where they are installed, the system's usually run there.
+		"postgres": 15432, "redis": 16379,
+	}
 	names := slices.Concat(fixed, functions)
 	ports := make(map[string]int, len(names))
 	for i, name := range names {

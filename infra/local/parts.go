@@ -36,11 +36,17 @@ type parts struct {
 	kafka    kafka.Config // the one in use
 	s3       lake.Config  // likewise
 	asker    *http.Client // for asking parts whether they are ready
+	secrets  secrets
+	database database
+	redis    onlineStore
+	// leftOut is what this machine cannot run.
+	leftOut []leftOut
 }
 
-func newParts(opts options, state *stateDir, p *platform, ports map[string]int) *parts {
+func newParts(opts options, state *stateDir, p *platform, ports map[string]int, known secrets) *parts {
 	w := &parts{
-		opts: opts, state: state, platform: p, ports: ports,
+		secrets: known,
+		opts:    opts, state: state, platform: p, ports: ports,
 		kafka: kafka.Config{Brokers: []string{local(ports["kafka"])}, ClientID: "millrace"},
 		s3: lake.Config{
 			Endpoint:  "http://" + local(ports["s3"]),
@@ -69,6 +75,12 @@ func (w *parts) listening() []string {
 	}
 	if w.opts.s3 == nil {
 		names = append(names, "s3")
+	}
+	if w.database.server != nil {
+		names = append(names, "postgres")
+	}
+	if w.opts.redis == "" {
+		names = append(names, "redis")
 	}
 	for _, s := range w.platform.services {
 		names = append(names, s.name)
@@ -152,10 +164,35 @@ func (w *parts) s3Spec() (supervise.Spec, error) {
 		[]string{
 			"GOGC=50",
 			"S3_REGION=" + w.s3.Region, "S3_ACCESS_KEY=" + w.s3.AccessKey, "S3_SECRET_KEY=" + w.s3.SecretKey,
-			"S3_NOTIFY_URLS=" + os.Getenv("S3_NOTIFY_URLS"), "S3_NOTIFY_TOKEN=" + os.Getenv("S3_NOTIFY_TOKEN"),
+			"S3_NOTIFY_URLS=" + strings.Join(w.notifyURLs(), ","), "S3_NOTIFY_TOKEN=" + w.ingestToken(),
 		},
 		[]string{"--port", strconv.Itoa(w.ports["s3"]), "--data", w.state.join("data", "s3")},
 		w.answers(w.s3.Endpoint+embeds3.HealthPath))
+}
+
+// notifyURLs are told of every object: the function ingest, and whom the user named.
+func (w *parts) notifyURLs() []string {
+	var urls []string
+	if u := w.ingestURL(); u != "" {
+		urls = append(urls, u)
+	}
+	if more := os.Getenv("S3_NOTIFY_URLS"); more != "" {
+		urls = append(urls, more)
+	}
+	return urls
+}
+
+// ingestURL is where notifications of an object store go, "" where nobody takes them.
+func (w *parts) ingestURL() string {
+	if !slices.ContainsFunc(w.platform.services, func(s service) bool { return s.name == "ingest" }) {
+		return ""
+	}
+	return "http://" + local(w.ports["ingest"]) + "/s3"
+}
+
+// ingestToken is what the object store shows whom it tells. There is one for all.
+func (w *parts) ingestToken() string {
+	return or(os.Getenv("INGEST_TOKEN"), os.Getenv("S3_NOTIFY_TOKEN"), w.secrets.IngestToken)
 }
 
 // functionSpec is a function with the environment of its service.yaml, in which
@@ -201,6 +238,12 @@ func (w *parts) value(s service, v variable) (string, error) {
 		return w.s3.AccessKey, nil
 	case "S3_SECRET_KEY":
 		return w.s3.SecretKey, nil
+	case "DATABASE_URL":
+		return w.database.url, nil
+	case "REDIS_URL":
+		return w.redis.url, nil
+	case "INGEST_TOKEN":
+		return w.ingestToken(), nil
 	case "FUNCTION_NAME":
 		// Part of every reply's id, so not for the environment to change.
 		return v.value, nil
@@ -308,10 +351,10 @@ func (w *parts) serviceURL(namespace, name string) (string, error) {
 }
 
 // checkKafka waits a little for a Kafka that the user named.
-func (w *parts) checkKafka(ctx context.Context, client *kgo.Client) error {
+func (w *parts) checkKafka(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	if err := client.Ping(ctx); err != nil {
+	if err := w.pingKafka(ctx); err != nil {
 		return fmt.Errorf("no Kafka answers at %s (KAFKA_BROKERS): %w. Start it, correct the variable, or unset it to use the embedded one",
 			strings.Join(w.kafka.Brokers, ", "), err)
 	}

@@ -46,6 +46,10 @@ func checkPort(ctx context.Context, part string, port int) error {
 			hint = fmt.Sprintf(" If it is a Kafka that you want to use, set KAFKA_BROKERS=%s.", address)
 		case "s3":
 			hint = fmt.Sprintf(" If it is an S3 that you want to use, set S3_ENDPOINT=http://%s, S3_ACCESS_KEY and S3_SECRET_KEY.", address)
+		case "postgres":
+			hint = fmt.Sprintf(" If it is a PostgreSQL that you want to use, set DATABASE_URL=postgres://user:password@%s/database.", address)
+		case "redis":
+			hint = fmt.Sprintf(" If it is a Redis that you want to use, set REDIS_URL=redis://%s/0.", address)
 		}
 		return fmt.Errorf("port %d, where %s would listen, is taken by %s. Stop that, or %s.%s", port, part, who, move, hint)
 	case errors.Is(err, syscall.EACCES):

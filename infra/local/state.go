@@ -1,6 +1,7 @@
 package main
 
 import (
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -23,7 +24,8 @@ const layout = 1
 //	state.json   layout and the version that made it
 //	lock         held while a runner runs; its process id
 //	endpoint     address of that runner
-//	data/        Kafka's log, S3's objects, the producer's progress
+//	secrets.json passwords and tokens, made once
+//	data/        Kafka's log, S3's objects, PostgreSQL, Redis, the producer's progress
 //	log/         one file a process
 //	run/         notes of running processes
 type stateDir struct {
@@ -114,6 +116,45 @@ func (s *stateDir) claim() error {
 
 func (s *stateDir) join(parts ...string) string {
 	return filepath.Join(append([]string{s.path}, parts...)...)
+}
+
+// secrets are what parts of the platform show each other. They are made once and
+// kept, since what was configured with them is kept.
+type secrets struct {
+	IngestToken      string `json:"ingestToken"`
+	PostgresPassword string `json:"postgresPassword"`
+}
+
+// secrets reads the folder's secrets, and makes those that there are none of.
+func (s *stateDir) secrets() (secrets, error) {
+	var all secrets
+	file := s.join("secrets.json")
+	b, err := os.ReadFile(file)
+	if err == nil {
+		err = json.Unmarshal(b, &all)
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return all, fmt.Errorf("reading %s: %w", file, cause(err))
+	}
+	made := false
+	for _, secret := range []*string{&all.IngestToken, &all.PostgresPassword} {
+		if *secret == "" {
+			*secret, made = rand.Text(), true
+		}
+	}
+	if !made {
+		return all, nil
+	}
+	if b, err = json.MarshalIndent(all, "", "  "); err != nil {
+		return all, fmt.Errorf("writing %s: %w", file, err)
+	}
+	if err := os.WriteFile(file+".tmp", append(b, '\n'), 0o600); err != nil {
+		return all, fmt.Errorf("writing %s: %w", file, cause(err))
+	}
+	if err := os.Rename(file+".tmp", file); err != nil {
+		return all, fmt.Errorf("writing %s: %w", file, err)
+	}
+	return all, nil
 }
 
 // Close gives the folder free for another runner.

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -55,12 +56,22 @@ func runUp(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		return err
 	}
 	defer func() { _ = state.Close() }()
-	w := newParts(opts, state, p, ports)
-	if err := w.checkPrograms(); err != nil {
+	known, err := state.secrets()
+	if err != nil {
 		return err
 	}
+	w := newParts(opts, state, p, ports, known)
 	ended, unclean, err := supervise.Reap(state.join("run"))
 	if err != nil {
+		return err
+	}
+	if err := w.openDatabase(ctx); err != nil {
+		return err
+	}
+	if err := w.openRedis(); err != nil {
+		return err
+	}
+	if err := w.checkPrograms(); err != nil {
 		return err
 	}
 	patience := time.Duration(0)
@@ -82,6 +93,16 @@ func runUp(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if len(ended) > 0 {
 		r.collector.event("runner", "ended what an earlier run had left: "+strings.Join(ended, ", "), false)
 	}
+	for _, out := range w.leftOut {
+		r.collector.event("runner", out.String(), true)
+	}
+	if w.inMemory() {
+		r.collector.event("redis", "there is no redis-server in PATH, so features are kept in memory: they are gone when this ends", false)
+	}
+	if u := w.ingestURL(); u != "" && opts.s3 != nil {
+		r.collector.event("runner", fmt.Sprintf("objects reach the warehouse at once when %s sends its notifications of them to %s, with the ingestToken of %s; else by the sweep, minutes later",
+			w.s3.Endpoint, u, state.join("secrets.json")), false)
+	}
 	return r.run(ctx)
 }
 
@@ -95,10 +116,11 @@ type runner struct {
 	out       *display
 	log       io.Closer
 
-	producer, kafkaChild, s3Child *supervise.Child
-	functions                     []*supervise.Child
-	stopEngine, stopDisplays      func()
-	stopIngress                   func(context.Context)
+	producer                 *supervise.Child
+	stores                   []*supervise.Child
+	functions, companions    []*supervise.Child
+	stopEngine, stopDisplays func()
+	stopIngress              func(context.Context)
 }
 
 func newRunner(w *parts, stdout io.Writer) (*runner, error) {
@@ -157,6 +179,10 @@ func logLevel() slog.Level {
 // close releases what newRunner took.
 func (r *runner) close() {
 	r.client.Close()
+	if r.database.pool != nil {
+		r.database.pool.Close()
+	}
+	_ = r.redis.client.Close()
 	_ = r.log.Close()
 }
 
@@ -217,6 +243,9 @@ func (r *runner) start(ctx context.Context) error {
 	if err := r.ensureTopics(ctx, r.client); err != nil {
 		return err
 	}
+	if err := r.startCompanions(); err != nil { //nolint:contextcheck // as for stores
+		return err
+	}
 	if err := r.startFunctions(ctx); err != nil {
 		return err
 	}
@@ -264,43 +293,52 @@ func (r *runner) watchDisk(ctx context.Context) {
 	}
 }
 
-// startStores starts the embedded Kafka and S3, or checks those that the user named.
+// store is a part that others keep their data in: one that runs here, or one that the
+// user named.
+type store struct {
+	name, where string
+	external    bool
+	spec        func() (supervise.Spec, error)
+	check       func(context.Context) error // of one that the user named
+}
+
+// startStores starts the stores, or checks those that the user named.
 func (r *runner) startStores(ctx context.Context) error {
 	at := time.Now()
-	if r.opts.kafka == nil {
-		spec, err := r.kafkaSpec()
+	stores := []store{
+		{"kafka", strings.Join(r.kafka.Brokers, ","), r.opts.kafka != nil, r.kafkaSpec, r.checkKafka},
+		{"s3", r.s3.Endpoint, r.opts.s3 != nil, r.s3Spec, r.checkS3},
+		{"redis", r.redis.address(), r.opts.redis != "", r.redisSpec, r.checkRedis},
+	}
+	if r.database.url != "" {
+		stores = append(stores, store{"postgres", r.database.address(), r.database.server == nil, r.postgresSpec, r.checkDatabase})
+	}
+	children := make([]*supervise.Child, len(stores))
+	for i, s := range stores {
+		if s.external {
+			continue
+		}
+		spec, err := s.spec()
 		if err != nil {
 			return err
 		}
-		if r.kafkaChild, err = r.sup.Start(spec); err != nil { //nolint:contextcheck // a child outlives the context of its start
+		if children[i], err = r.sup.Start(spec); err != nil { //nolint:contextcheck // a child outlives the context of its start
 			return err
 		}
+		r.stores = append(r.stores, children[i])
 	}
-	if r.opts.s3 == nil {
-		spec, err := r.s3Spec()
+	for i, s := range stores {
+		var err error
+		if s.external {
+			err = s.check(ctx)
+		} else {
+			err = waitReady(ctx, children[i])
+		}
 		if err != nil {
 			return err
 		}
-		if r.s3Child, err = r.sup.Start(spec); err != nil { //nolint:contextcheck // a child outlives the context of its start
-			return err
-		}
+		r.out.progress(s.name, at, s.where)
 	}
-	if r.kafkaChild == nil {
-		if err := r.checkKafka(ctx, r.client); err != nil {
-			return err
-		}
-	} else if err := waitReady(ctx, r.kafkaChild); err != nil {
-		return err
-	}
-	r.out.progress("kafka", at, strings.Join(r.kafka.Brokers, ","))
-	if r.s3Child == nil {
-		if err := r.checkS3(ctx); err != nil {
-			return err
-		}
-	} else if err := waitReady(ctx, r.s3Child); err != nil {
-		return err
-	}
-	r.out.progress("s3", at, r.s3.Endpoint)
 	return nil
 }
 
@@ -345,14 +383,14 @@ func (r *runner) stop(ctx context.Context) {
 		case <-ctx.Done():
 		}
 	}
-	stopAll(ctx, r.functions...)
+	stopAll(ctx, slices.Concat(r.functions, r.companions)...)
 	if r.stopIngress != nil {
 		r.stopIngress(ctx)
 	}
 	if r.stopDisplays != nil {
 		r.stopDisplays()
 	}
-	stopAll(ctx, r.s3Child, r.kafkaChild)
+	stopAll(ctx, r.stores...)
 	r.out.close()
 }
 

@@ -149,9 +149,9 @@ func TestPortsAreAssignedInARowOrByName(t *testing.T) {
 		by   portFlags
 		want map[string]int
 	}{
-		{"usual", 0, portFlags{}, map[string]int{"ingress": 8080, "kafka": 9092, "s3": 9000, "deadletter": 8081, "etl-step": 8082, "lake": 8083}},
-		{"base", 20000, portFlags{}, map[string]int{"ingress": 20000, "kafka": 20001, "s3": 20002, "deadletter": 20003, "etl-step": 20004, "lake": 20005}},
-		{"by name", 20000, portFlags{"etl_step": 30000, "kafka": 9192}, map[string]int{"ingress": 20000, "kafka": 9192, "s3": 20002, "deadletter": 20003, "etl-step": 30000, "lake": 20005}},
+		{"usual", 0, portFlags{}, map[string]int{"ingress": 8080, "kafka": 9092, "s3": 9000, "postgres": 15432, "redis": 16379, "deadletter": 8081, "etl-step": 8082, "lake": 8083}},
+		{"base", 20000, portFlags{}, map[string]int{"ingress": 20000, "kafka": 20001, "s3": 20002, "postgres": 20003, "redis": 20004, "deadletter": 20005, "etl-step": 20006, "lake": 20007}},
+		{"by name", 20000, portFlags{"etl_step": 30000, "kafka": 9192}, map[string]int{"ingress": 20000, "kafka": 9192, "s3": 20002, "postgres": 20003, "redis": 20004, "deadletter": 20005, "etl-step": 30000, "lake": 20007}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			o := options{portBase: tc.base, ports: tc.by}
@@ -183,7 +183,11 @@ func TestFunctionGetsTheEnvironmentOfItsServiceWithLocalAddresses(t *testing.T) 
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := newParts(o, &stateDir{path: t.TempDir()}, p, ports)
+	w := newParts(o, &stateDir{path: t.TempDir()}, p, ports, secrets{IngestToken: "token"})
+	w.database.url = "postgres://u:p@127.0.0.1:20003/millrace"
+	if err := w.openRedis(); err != nil {
+		t.Fatal(err)
+	}
 	env := map[string]map[string]string{}
 	for _, s := range p.services {
 		spec, err := w.functionSpec(s)
@@ -211,6 +215,9 @@ func TestFunctionGetsTheEnvironmentOfItsServiceWithLocalAddresses(t *testing.T) 
 		{"lake", "K_SINK", ""},
 		{"deadletter", "K_SINK", "http://127.0.0.1:20000/millrace/default"},
 		{"validate", "KAFKA_BROKERS", ""},
+		{"ingest", "INGEST_TOKEN", "token"},
+		{"ingest", "K_SINK", "http://127.0.0.1:20000/millrace/default"},
+		{"etl-step", "DATABASE_URL", "postgres://u:p@127.0.0.1:20003/millrace"},
 	} {
 		if got := env[tc.function][tc.name]; got != tc.want {
 			t.Errorf("%s of %s: got %q, want %q", tc.name, tc.function, got, tc.want)

@@ -28,9 +28,9 @@ import (
 // oldest is the first major version with SQL functions in the standard's syntax.
 const oldest = 14
 
-// ErrMissing says, in words for the user, that the programs are missing.
-var ErrMissing = errors.New("no PostgreSQL server programs (initdb, postgres) in /usr/lib/postgresql, by pg_config or in PATH: " +
-	"install them (apt-get install postgresql, dnf install postgresql-server, brew install postgresql), or name their folder with POSTGRES_BIN")
+// ErrUnavailable begins the errors of a machine that cannot run a server: it has no
+// programs, or nobody who could run them on that folder.
+var ErrUnavailable = errors.New("PostgreSQL cannot run here")
 
 // Server is a data folder, which may not exist yet, and the programs for it.
 type Server struct {
@@ -42,7 +42,7 @@ type Server struct {
 
 // Open finds the programs for a data folder: those in POSTGRES_BIN if that is set,
 // else the newest, and for a folder that has data those of the version that made it.
-// Its errors are for the user to read; errors.Is tells ErrMissing.
+// Its errors are for the user to read; errors.Is tells ErrUnavailable.
 func Open(data string) (*Server, error) {
 	data, err := filepath.Abs(data)
 	if err != nil {
@@ -125,7 +125,7 @@ func installations() ([]installation, error) {
 		}
 	}
 	if len(all) == 0 {
-		return nil, ErrMissing
+		return nil, fmt.Errorf("%w: no server programs (initdb, postgres) in /usr/lib/postgresql, by pg_config or in PATH. Install them (apt-get install postgresql, dnf install postgresql-server, brew install postgresql), or name their folder with POSTGRES_BIN", ErrUnavailable)
 	}
 	slices.SortStableFunc(all, func(a, b installation) int { return cmp.Compare(b.major, a.major) })
 	return all, nil
@@ -190,7 +190,7 @@ func unprivileged() (*account, error) {
 		}
 		return &account{name, uid, gid}, nil
 	}
-	return nil, fmt.Errorf("%w. They do not run as root, and there is no user postgres or nobody to run them as", ErrMissing)
+	return nil, fmt.Errorf("%w: it does not run as root, and there is no user postgres or nobody to run it as", ErrUnavailable)
 }
 
 // Credential is whom the server has to be started as; nil is this process's user.
@@ -235,7 +235,8 @@ type Setup struct {
 }
 
 // Init makes the data folder; one that has data is left as it is. The folder appears
-// when it is complete, so a process that is killed leaves nothing to repair.
+// when it is complete, so a process that is killed leaves nothing to repair. For root,
+// the server's user has to be able to enter all folders above it (ErrUnavailable).
 func (s *Server) Init(ctx context.Context, setup Setup) error {
 	if made, err := madeBy(s.data); err != nil || made != 0 {
 		return err
@@ -327,7 +328,7 @@ func (s *Server) mayEnter(dir string) error {
 			}
 		}
 		if fi.Mode()&need == 0 {
-			return fmt.Errorf("PostgreSQL does not run as root, and the user %s, whom it runs as instead, may not enter %s: put the data elsewhere, run as another user, or chmod o+x %s", s.account.name, dir, dir)
+			return fmt.Errorf("%w: it does not run as root, and the user %s, whom it runs as instead, may not enter %s. Put the data elsewhere, run as another user, or chmod o+x %s", ErrUnavailable, s.account.name, dir, dir)
 		}
 		if dir == filepath.Dir(dir) {
 			return nil
@@ -335,10 +336,15 @@ func (s *Server) mayEnter(dir string) error {
 	}
 }
 
+// Signals to a server. After Kill the next start repairs the data; SIGKILL lets its
+// children live on for a while.
+const (
+	Stop = syscall.SIGINT  // cleanly, without waiting for clients to leave
+	Kill = syscall.SIGQUIT // at once, with its children
+)
+
 // Command is the program that serves the data folder, and its arguments. It runs in
-// the foreground and logs to standard error. SIGINT stops it cleanly; SIGQUIT ends it
-// at once, and the next start repairs the data; never send SIGKILL while there is a
-// choice, since its children may live on for a while.
+// the foreground and logs to standard error.
 func (s *Server) Command(settings map[string]string) (path string, args []string) {
 	args = []string{"-D", s.data}
 	for _, name := range slices.Sorted(maps.Keys(settings)) {
@@ -363,8 +369,8 @@ func (s *Server) EndLeftovers(ctx context.Context) (int, error) {
 		patience      time.Duration
 	}{
 		// A server's children are its own to end; those of a dead one are ours.
-		{syscall.SIGINT, 0, 10 * time.Second},
-		{syscall.SIGQUIT, syscall.SIGQUIT, 10 * time.Second},
+		{Stop, 0, 10 * time.Second},
+		{Kill, Kill, 10 * time.Second},
 		{syscall.SIGKILL, syscall.SIGKILL, 10 * time.Second},
 	} {
 		left := s.leftovers()
@@ -375,7 +381,7 @@ func (s *Server) EndLeftovers(ctx context.Context) (int, error) {
 			case pid == server:
 				_ = syscall.Kill(pid, step.server)
 			case orphans && step.child == 0:
-				_ = syscall.Kill(pid, syscall.SIGQUIT)
+				_ = syscall.Kill(pid, Kill)
 			case step.child != 0:
 				_ = syscall.Kill(pid, step.child)
 			}

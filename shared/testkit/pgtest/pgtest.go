@@ -48,7 +48,7 @@ func Main(m *testing.M) {
 func URL(t testing.TB) string {
 	t.Helper()
 	once.Do(func() { server, failure = start() })
-	if errors.Is(failure, pgserver.ErrMissing) {
+	if errors.Is(failure, pgserver.ErrUnavailable) {
 		t.Skip(failure)
 	}
 	if failure != nil {

@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-func childAttr() *syscall.SysProcAttr {
-	return &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+func childAttr(s Spec) *syscall.SysProcAttr {
+	return &syscall.SysProcAttr{Setpgid: true, Pdeathsig: s.KillSignal, Credential: s.Credential}
 }
 
 type identity struct{ start, exe string }
@@ -50,19 +50,69 @@ func statFields(pid int) ([]string, error) {
 	return f, nil
 }
 
-// Usage returns the resident memory in bytes and the CPU time a process has used.
+// Usage returns the resident memory in bytes and the CPU time that a process and its
+// children have used, those that have ended included. Memory that they share counts
+// once, as far as the system tells it apart.
 func Usage(pid int) (rss int64, cpu time.Duration, err error) {
+	if rss, cpu, err = usage(pid); err != nil {
+		return 0, 0, err
+	}
+	children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
+	if err != nil {
+		return rss, cpu, nil //nolint:nilerr // some kernels do not list them
+	}
+	for field := range strings.FieldsSeq(string(children)) {
+		child, err := strconv.Atoi(field)
+		if err != nil {
+			continue
+		}
+		_, used, err := usage(child)
+		if err != nil {
+			continue // it has ended; its parent's times have it now, or soon
+		}
+		cpu += used
+		rss += own(child)
+	}
+	return rss, cpu, nil
+}
+
+// usage is about one process; its CPU time includes that of children that have ended.
+func usage(pid int) (rss int64, cpu time.Duration, err error) {
 	f, err := statFields(pid)
 	if err != nil {
 		return 0, 0, err
 	}
-	user, err1 := strconv.ParseInt(f[11], 10, 64)
-	system, err2 := strconv.ParseInt(f[12], 10, 64)
-	pages, err3 := strconv.ParseInt(f[21], 10, 64)
-	if err1 != nil || err2 != nil || err3 != nil {
-		return 0, 0, fmt.Errorf("reading /proc/%d/stat: not numbers", pid)
+	var ticks int64
+	for _, text := range f[11:15] { // utime, stime, cutime, cstime
+		n, err := strconv.ParseInt(text, 10, 64)
+		if err != nil {
+			return 0, 0, fmt.Errorf("reading /proc/%d/stat: not a number: %s", pid, text)
+		}
+		ticks += n
+	}
+	pages, err := strconv.ParseInt(f[21], 10, 64)
+	if err != nil {
+		return 0, 0, fmt.Errorf("reading /proc/%d/stat: not a number: %s", pid, f[21])
 	}
 	// The kernel reports to user space in hundredths of a second on every
 	// architecture that Go supports.
-	return pages * int64(os.Getpagesize()), time.Duration(user+system) * (time.Second / 100), nil
+	return pages * int64(os.Getpagesize()), time.Duration(ticks) * (time.Second / 100), nil
+}
+
+// own is the memory that a process shares with no other.
+func own(pid int) int64 {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return 0
+	}
+	_, rest, ok := bytes.Cut(b, []byte("\nRssAnon:"))
+	if !ok {
+		return 0
+	}
+	line, _, _ := bytes.Cut(rest, []byte("\n"))
+	kib, err := strconv.ParseInt(strings.TrimSuffix(strings.TrimSpace(string(line)), " kB"), 10, 64)
+	if err != nil {
+		return 0
+	}
+	return kib << 10
 }

@@ -11,7 +11,9 @@ import (
 	"time"
 )
 
-func childAttr() *syscall.SysProcAttr { return &syscall.SysProcAttr{Setpgid: true} }
+func childAttr(s Spec) *syscall.SysProcAttr {
+	return &syscall.SysProcAttr{Setpgid: true, Credential: s.Credential}
+}
 
 type identity struct{ start, exe string }
 

@@ -16,14 +16,16 @@ type note struct {
 	PID   int    `json:"pid"`
 	Start string `json:"start"` // the system's text for the start of the process
 	Exe   string `json:"exe"`
+	// Signal ends the process at once.
+	Signal syscall.Signal `json:"signal"`
 }
 
-func (s *Supervisor) remember(name string, pid int) {
+func (s *Supervisor) remember(name string, pid int, kill syscall.Signal) {
 	id, err := identify(pid)
 	if err != nil {
 		return // it is gone already
 	}
-	b, err := json.Marshal(note{PID: pid, Start: id.start, Exe: id.exe})
+	b, err := json.Marshal(note{PID: pid, Start: id.start, Exe: id.exe, Signal: kill})
 	if err != nil {
 		return
 	}
@@ -75,13 +77,17 @@ func (n note) kill() (bool, error) {
 	if !n.alive() {
 		return false, nil
 	}
-	_ = syscall.Kill(-n.PID, syscall.SIGKILL)
-	_ = syscall.Kill(n.PID, syscall.SIGKILL)
-	for deadline := time.Now().Add(5 * time.Second); n.alive(); {
-		if time.Now().After(deadline) {
-			return false, fmt.Errorf("process %d (%s), left by an earlier run, cannot be ended", n.PID, n.Exe)
+	for _, signal := range []syscall.Signal{n.Signal, syscall.SIGKILL} {
+		if signal == 0 {
+			continue // a note without one
 		}
-		time.Sleep(10 * time.Millisecond)
+		_ = syscall.Kill(-n.PID, signal)
+		_ = syscall.Kill(n.PID, signal)
+		for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+			if !n.alive() {
+				return true, nil
+			}
+		}
 	}
-	return true, nil
+	return false, fmt.Errorf("process %d (%s), left by an earlier run, cannot be ended", n.PID, n.Exe)
 }

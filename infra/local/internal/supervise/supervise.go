@@ -64,13 +64,22 @@ type Spec struct {
 	Args []string
 	Env  []string // whole environment, KEY=value
 	Dir  string
+	// Credential is the user that the child runs as; nil is this process's own.
+	Credential *syscall.Credential
 
+	// Prepare is called before each start. Its error counts as a death.
+	Prepare func(context.Context) error
 	// Ready tells whether the child can do its work; nil means as soon as it
 	// runs. It is asked often while the child starts and once a second later.
 	Ready func(context.Context) error
-	// StopTimeout is how long the child may take after SIGTERM before it is
+	// StopTimeout is how long the child may take after StopSignal before it is
 	// killed; 10 s when zero.
 	StopTimeout time.Duration
+	// StopSignal asks the child to end; SIGTERM when zero.
+	StopSignal syscall.Signal
+	// KillSignal ends the child at once, also when the supervisor dies; SIGKILL when
+	// zero. Another one is for a child that has children of its own to end.
+	KillSignal syscall.Signal
 }
 
 // Event is something a person should know of: a death, a recovery, a report.
@@ -145,6 +154,12 @@ func (s *Supervisor) Start(spec Spec) (*Child, error) {
 	if spec.StopTimeout == 0 {
 		spec.StopTimeout = 10 * time.Second
 	}
+	if spec.StopSignal == 0 {
+		spec.StopSignal = syscall.SIGTERM
+	}
+	if spec.KillSignal == 0 {
+		spec.KillSignal = syscall.SIGKILL
+	}
 	log, err := openLog(filepath.Join(s.logDir, spec.Name+".log"), logBytes)
 	if err != nil {
 		return nil, err
@@ -179,7 +194,7 @@ func (s *Supervisor) KillAll() {
 	defer s.mu.Unlock()
 	for _, c := range s.children {
 		c.stopOnce.Do(func() { close(c.stop) })
-		c.signal(syscall.SIGKILL)
+		c.signal(c.spec.KillSignal)
 	}
 }
 
@@ -226,7 +241,7 @@ func (c *Child) lastWords(st Status) error {
 	return errors.New(msg)
 }
 
-// Stop sends SIGTERM, waits for the child to end and kills it after StopTimeout
+// Stop sends StopSignal, waits for the child to end and kills it after StopTimeout
 // or when ctx ends. It returns when the process is gone; it may be called again.
 func (c *Child) Stop(ctx context.Context) {
 	c.stopOnce.Do(func() { close(c.stop) })
@@ -235,7 +250,7 @@ func (c *Child) Stop(ctx context.Context) {
 		c.status.State = Stopping
 	}
 	c.mu.Unlock()
-	c.signal(syscall.SIGTERM)
+	c.signal(c.spec.StopSignal)
 	timer := time.NewTimer(c.spec.StopTimeout)
 	defer timer.Stop()
 	select {
@@ -245,8 +260,13 @@ func (c *Child) Stop(ctx context.Context) {
 		c.s.notify(Event{Child: c.spec.Name, Text: fmt.Sprintf("did not stop within %v and was killed", c.spec.StopTimeout), Bad: true})
 	case <-ctx.Done():
 	}
-	c.signal(syscall.SIGKILL)
-	<-c.done
+	c.signal(c.spec.KillSignal)
+	select {
+	case <-c.done:
+	case <-time.After(c.spec.StopTimeout):
+		c.signal(syscall.SIGKILL)
+		<-c.done
+	}
 }
 
 // signal reaches the child and whatever it started: each child leads its own
@@ -308,11 +328,14 @@ func (c *Child) keepRunning() {
 
 // runOnce starts the process, follows it until it ends and says how it ended.
 func (c *Child) runOnce() string {
+	if err := c.prepare(); err != nil {
+		return fmt.Sprintf("could not be prepared: %v", err)
+	}
 	// The context of the process is its supervisor's: it ends by Stop or KillAll.
 	cmd := exec.Command(c.spec.Path, c.spec.Args...) //nolint:gosec,noctx // running what the Spec says is the purpose
 	cmd.Env, cmd.Dir = c.spec.Env, c.spec.Dir
 	cmd.Stdout, cmd.Stderr = c.log, c.log
-	cmd.SysProcAttr = childAttr()
+	cmd.SysProcAttr = childAttr(c.spec)
 	// Whatever the child itself started may keep its output open.
 	cmd.WaitDelay = time.Second
 
@@ -322,7 +345,7 @@ func (c *Child) runOnce() string {
 		return fmt.Sprintf("could not be started: %v", err)
 	}
 	pid := cmd.Process.Pid
-	c.s.remember(c.spec.Name, pid)
+	c.s.remember(c.spec.Name, pid, c.spec.KillSignal)
 	restarted := false
 	c.mu.Lock()
 	c.cmd = cmd
@@ -332,7 +355,7 @@ func (c *Child) runOnce() string {
 	// Stop may have come between the last look and now.
 	select {
 	case <-c.stop:
-		c.signal(syscall.SIGTERM)
+		c.signal(c.spec.StopSignal)
 	default:
 	}
 
@@ -362,6 +385,23 @@ func (c *Child) runOnce() string {
 	default:
 		return "exit code 0"
 	}
+}
+
+// prepare calls the Spec's Prepare, if any, until the child is to stop.
+func (c *Child) prepare() error {
+	if c.spec.Prepare == nil {
+		return nil
+	}
+	ctx, cancel := context.WithCancel(c.s.ctx)
+	defer cancel()
+	go func() {
+		select {
+		case <-c.stop:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	return c.spec.Prepare(ctx)
 }
 
 func (c *Child) followReadiness(ctx context.Context, restarted bool) {

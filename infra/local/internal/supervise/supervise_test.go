@@ -204,8 +204,8 @@ func TestReapEndsOnlyWhatItsNoteDescribes(t *testing.T) {
 	}
 	ours, foreign := start(), start()
 	s := &Supervisor{runDir: dir}
-	s.remember("ours", ours.Process.Pid)
-	s.remember("foreign", foreign.Process.Pid)
+	s.remember("ours", ours.Process.Pid, syscall.SIGKILL)
+	s.remember("foreign", foreign.Process.Pid, syscall.SIGKILL)
 	// The id of "foreign" was used again by a process that started later.
 	path := filepath.Join(dir, "foreign.json")
 	b, err := os.ReadFile(path)
