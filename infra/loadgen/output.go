@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
 	"strings"
 	"time"
 
@@ -36,6 +37,7 @@ type output struct {
 	url                string
 	batch, connections int
 	stdout             bool
+	to                 string
 }
 
 // partitions of the topics that are made when they are missing.
@@ -45,10 +47,10 @@ var partitions = map[string]int{
 }
 
 func (o *output) flags(fs *flag.FlagSet, bad float64) {
-	fs.StringVar(&o.format, "format", "connect", "shape of the messages: connect (the tracking producer's envelope), cdc-flat or cdc-full (Debezium's, unwrapped or whole)")
+	fs.StringVar(&o.format, "format", "connect", "shape of the messages: connect (the tracking producer's envelope), cdc-flat or cdc-full (Debezium's, unwrapped or whole), row (a change of a table, for -to postgres)")
 	fs.StringVar(&o.timeText, "cdc-time", "zoned", "how CDC formats write event_time: zoned, zoned-fraction, space, space-fraction, micros, millis")
-	fs.Float64Var(&o.updates, "cdc-updates", 0.02, "updates of recent rows, as a share of the inserts, in CDC formats")
-	fs.Float64Var(&o.deletes, "cdc-deletes", 0.01, "deletes of recent rows, as a share of the inserts, in cdc-full")
+	fs.Float64Var(&o.updates, "cdc-updates", 0.02, "updates of recent rows, as a share of the inserts, in CDC formats and row")
+	fs.Float64Var(&o.deletes, "cdc-deletes", 0.01, "deletes of recent rows, as a share of the inserts, in cdc-full and row")
 	fs.StringVar(&o.key, "key", "", "record key: session, pk (the row's primary key as Debezium writes it), none; by default session for connect and none for CDC formats")
 	fs.BoolVar(&o.noKey, "no-key", false, "the same as -key none, which is what the reference's producer does")
 	fs.Float64Var(&o.bad, "bad", bad, "share of bad messages, 0 to 1")
@@ -69,6 +71,7 @@ func (o *output) flags(fs *flag.FlagSet, bad float64) {
 	fs.StringVar(&o.url, "url", "", "post CloudEvents of type "+events.BehaviorRaw+" to this address instead of writing to Kafka")
 	fs.IntVar(&o.batch, "http-batch", 1, "events a request at most; with 1 each is sent in the binary mode, else in the batch mode")
 	fs.IntVar(&o.connections, "http-connections", 8, "requests under way at most")
+	fs.StringVar(&o.to, "to", "kafka", "kafka, or postgres: insert the events into "+target.Table+" of the database DATABASE_URL, with updates and deletes; a missing table is made")
 	fs.BoolVar(&o.stdout, "stdout", false, "print the messages, one a line, instead of writing to Kafka")
 }
 
@@ -105,6 +108,24 @@ func (o *output) keyMode(format shape.Format) (keyMode, error) {
 		return rowKey, nil
 	}
 	return 0, fmt.Errorf("-key %q is none of session, pk, none", key)
+}
+
+// complete checks the flags that say where messages go, and derives the format from
+// them.
+func (o *output) complete() error {
+	switch {
+	case o.to != "kafka" && o.to != "postgres":
+		return fmt.Errorf("-to %q is none of kafka, postgres", o.to)
+	case o.to == "postgres" && (o.stdout || o.url != ""):
+		return errors.New("-to postgres excludes -stdout and -url")
+	case o.to == "postgres" && o.format != "connect" && o.format != "row":
+		return fmt.Errorf("-to postgres writes rows, not messages: -format %s is for others", o.format)
+	case o.to == "postgres":
+		o.format = "row"
+	case o.format == "row" && !o.stdout:
+		return errors.New("-format row is for -to postgres and -stdout")
+	}
+	return nil
 }
 
 // maker turns events into messages as the flags say.
@@ -160,6 +181,8 @@ func (o *output) target(ctx context.Context, source string, first uint64, stdout
 			return nil, "", fmt.Errorf("-url: %w", err)
 		}
 		return t, o.url, nil
+	case o.to == "postgres":
+		return o.postgres(ctx, first, log)
 	}
 
 	format, err := shape.ParseFormat(o.format)
@@ -184,6 +207,18 @@ func (o *output) target(ctx context.Context, source string, first uint64, stdout
 		Options: options, Topic: topic, First: first, Compression: o.compression, NumberRecords: o.numbered, Logger: log,
 	})
 	return t, "topic " + topic + " at " + brokers, err
+}
+
+// postgres waits for the database and makes the table if it is missing.
+func (o *output) postgres(ctx context.Context, first uint64, log *slog.Logger) (target.Target, string, error) {
+	address := os.Getenv("DATABASE_URL")
+	if address == "" {
+		return nil, "", errors.New("-to postgres needs DATABASE_URL, as in postgres://user:password@host:5432/shop")
+	}
+	ctx, cancel := context.WithTimeout(ctx, o.wait)
+	defer cancel()
+	t, err := target.NewPostgres(ctx, target.PostgresConfig{URL: address, First: first, Logger: log})
+	return t, "table " + target.Table, err
 }
 
 // kafka says how to reach the brokers: KAFKA_BROKERS and the other variables that

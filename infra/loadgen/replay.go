@@ -50,7 +50,7 @@ func runReplay(ctx context.Context, args []string, stdout, stderr io.Writer) err
 	if done, err := parse(fs, args, replayAbout, stdout, stderr); done || err != nil {
 		return err
 	}
-	if err := p.limits.check(); err != nil {
+	if err := errors.Join(p.limits.check(), out.complete()); err != nil {
 		return err
 	}
 	switch {

@@ -30,6 +30,7 @@ minute after it stopped, starts a new stream.
   loadgen shop -count 3 -stdout -bad-kinds price_negative
   loadgen shop -url http://localhost:8080 -http-batch 100 -duration 1m
   loadgen shop -format cdc-full -key pk            Debezium's messages
+  loadgen shop -to postgres -rate 10               rows, updates and deletes in DATABASE_URL
   loadgen shop -count 100000 -to-csv events.csv.gz`
 
 // firstDay is where unpaced runs start: the first day of the public clickstream.
@@ -122,7 +123,7 @@ func runShop(ctx context.Context, args []string, stdout, stderr io.Writer) error
 	if done, err := parse(fs, args, shopAbout, stdout, stderr); done || err != nil {
 		return err
 	}
-	if err := p.limits.check(); err != nil {
+	if err := errors.Join(p.limits.check(), out.complete()); err != nil {
 		return err
 	}
 	kept, err := loadProgress(p.resume)
@@ -160,7 +161,7 @@ func runShop(ctx context.Context, args []string, stdout, stderr io.Writer) error
 // stream are the flags that decide the messages.
 func (o *output) stream() string {
 	s := fmt.Sprintf("-format %s -bad %v -bad-kinds %s", o.format, o.bad, strings.ReplaceAll(o.badKinds, " ", ""))
-	if strings.HasPrefix(o.format, "cdc") {
+	if o.format != "connect" {
 		s += fmt.Sprintf(" -cdc-time %s -cdc-updates %v -cdc-deletes %v", o.timeText, o.updates, o.deletes)
 	}
 	return s

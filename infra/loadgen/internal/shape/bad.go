@@ -66,6 +66,18 @@ const Kinds = len(kinds)
 // emptyBody is the last kind; in a topic of changes it means something else.
 const emptyBody = Kind(Kinds)
 
+// fits tells whether messages of the kind exist in the format and are bad there: the
+// columns of a table hold what has their type.
+func (k Kind) fits(format Format) bool {
+	switch format {
+	case Connect:
+		return true
+	case Row:
+		return k == NegativePrice || k == ZeroPrice || kinds[k-1].name == "unknown_type"
+	}
+	return k != emptyBody
+}
+
 func (k Kind) String() string {
 	if k == Good {
 		return "good"
@@ -84,11 +96,14 @@ func ParseKinds(list string, format Format) ([]Kind, error) {
 		name = strings.TrimSpace(name)
 		before := len(found)
 		for k := Kind(1); int(k) <= Kinds; k++ {
-			tombstone := k == emptyBody && format != Connect
-			if name == "all" && !tombstone || name == k.String() {
+			if (name == "all" || name == k.String()) && k.fits(format) {
 				found = append(found, k)
 			}
-			if name == k.String() && tombstone {
+			switch {
+			case name != k.String() || k.fits(format):
+			case format == Row:
+				return nil, fmt.Errorf("bad kind %s does not fit into the columns of a table", name)
+			default:
 				return nil, fmt.Errorf("bad kind %s is a tombstone in format %s, which is not bad", name, format)
 			}
 		}
@@ -132,12 +147,15 @@ func (e *Encoder) AppendBad(dst []byte, c *Change, k Kind, r *rand.PCG) []byte {
 		dst = append(dst, '}')
 	} else {
 		dst = append(dst, schema...)
-		if e.format == CDCFull {
+		switch e.format {
+		case CDCFull:
 			dst = append(dst, `{"before":null,"after":`...)
 			dst = d.appendRow(dst)
 			// The spoilt row is an insert, whatever the change was.
 			dst = appendEnvelopeEnd(dst, &Change{Op: 'c', After: c.Row(), Position: c.Position})
-		} else {
+		case Row:
+			dst = append(d.appendRow(append(dst, `{"op":"c","before":null,"after":`...)), '}')
+		default:
 			dst = append(d.appendRow(dst), '}')
 		}
 	}

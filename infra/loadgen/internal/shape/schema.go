@@ -20,6 +20,8 @@ const (
 func schemaMember(format Format, text TimeText, priceType string) string {
 	var schema string
 	switch format {
+	case Row:
+		return ""
 	case Connect:
 		schema = avroSchema(priceType)
 	case CDCFlat:

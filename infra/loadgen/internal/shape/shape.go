@@ -1,7 +1,7 @@
 // Package shape writes shop events down as the messages that the pipelines take:
 // the Connect envelope of the tracking producer, and what Debezium makes of rows of
-// the table public.events, flat or as full change envelopes. On request it writes
-// messages that a validator has to refuse, see Kind.
+// the table public.events, flat or as full change envelopes; or as changes of that
+// table. On request it writes messages that a validator has to refuse, see Kind.
 //
 // It writes bytes by hand instead of marshalling: a load generator must cost less
 // than what it loads. It sends nothing.
@@ -29,9 +29,12 @@ const (
 	CDCFlat
 	// CDCFull is a Debezium message as it is: before, after, source, op.
 	CDCFull
+	// Row is a change of a row without any envelope, for what makes the change in a
+	// table: op, and the row before and after as in CDCFull.
+	Row
 )
 
-var formatNames = [...]string{"connect", "cdc-flat", "cdc-full"}
+var formatNames = [...]string{"connect", "cdc-flat", "cdc-full", "row"}
 
 func (f Format) String() string { return formatNames[f] }
 
@@ -45,7 +48,7 @@ func ParseFormat(s string) (Format, error) {
 	return 0, fmt.Errorf("format %q is none of %s", s, strings.Join(formatNames[:], ", "))
 }
 
-// Topic is where messages of the format belong.
+// Topic is where messages of the format belong; those of Row, what they become.
 func (f Format) Topic() string {
 	if f == Connect {
 		return "tracking.raw_user_behavior"
@@ -148,8 +151,14 @@ func NewEncoder(format Format, text TimeText) *Encoder {
 // Append writes a valid message and returns the extended buffer.
 func (e *Encoder) Append(dst []byte, c *Change) []byte {
 	dst = append(dst, e.good...)
-	if e.format == CDCFull {
+	switch e.format {
+	case CDCFull:
 		return e.appendEnvelope(dst, c)
+	case Row:
+		dst = append(append(append(dst, `{"op":"`...), c.Op), `","before":`...)
+		dst = e.appendRowOrNull(dst, c.Before)
+		dst = e.appendRowOrNull(append(dst, `,"after":`...), c.After)
+		return append(dst, '}')
 	}
 	dst = e.appendRow(dst, c.Row())
 	return append(dst, '}')
