@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/cloudevents/sdk-go/v2/event"
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/millrace-dev/millrace/shared/events"
@@ -27,22 +28,29 @@ type storage struct {
 // target is a table with its statements.
 type target struct {
 	*table
-	// stage makes the temporary table that rows are copied into; insert moves what is
+	// stage makes the temporary table that rows are copied into; move inserts what is
 	// new from there.
-	stage, copy, insert string
+	stage, copy, move string
+	// insert writes one row without that.
+	insert string
 }
 
 func newStorage(db *warehouse.DB, tables []*table, c UpkeepConfig) (*storage, error) {
 	s := &storage{db: db, tables: map[string]*target{}}
 	for i, t := range tables {
 		columns, key := strings.Join(t.columns, ", "), strings.Join(t.key, ", ")
+		values := make([]string, len(t.columns))
+		for j := range values {
+			values[j] = fmt.Sprintf("$%d", j+1)
+		}
 		s.tables[t.event] = &target{
-			table: t,
-			stage: fmt.Sprintf("CREATE TEMP TABLE IF NOT EXISTS incoming_%d ON COMMIT DELETE ROWS AS SELECT %s FROM %s WITH NO DATA", i, columns, t.name),
-			copy:  fmt.Sprintf("COPY pg_temp.incoming_%d (%s) FROM STDIN BINARY", i, columns),
+			table:  t,
+			insert: fmt.Sprintf("INSERT INTO %s (%s) VALUES (%s) ON CONFLICT (%s) DO NOTHING", t.name, columns, strings.Join(values, ", "), key),
+			stage:  fmt.Sprintf("CREATE TEMP TABLE IF NOT EXISTS incoming_%d ON COMMIT DELETE ROWS AS SELECT %s FROM %s WITH NO DATA", i, columns, t.name),
+			copy:   fmt.Sprintf("COPY pg_temp.incoming_%d (%s) FROM STDIN BINARY", i, columns),
 			// In the order of the key, so that two calls with the same events wait for
 			// each other rather than deadlock; of equal ones the first that came.
-			insert: fmt.Sprintf("INSERT INTO %[2]s (%[3]s) SELECT DISTINCT ON (%[4]s) %[3]s FROM pg_temp.incoming_%[1]d ORDER BY %[4]s, ctid ON CONFLICT (%[4]s) DO NOTHING",
+			move: fmt.Sprintf("INSERT INTO %[2]s (%[3]s) SELECT DISTINCT ON (%[4]s) %[3]s FROM pg_temp.incoming_%[1]d ORDER BY %[4]s, ctid ON CONFLICT (%[4]s) DO NOTHING",
 				i, t.name, columns, key),
 		}
 	}
@@ -138,7 +146,7 @@ func (s *storage) write(ctx context.Context, entries []entry, results []function
 }
 
 // maxAttempts bounds how often a transaction is begun anew after a deadlock.
-const maxAttempts = 3
+const maxAttempts = 5
 
 func (s *storage) transaction(ctx context.Context, entries []entry) error {
 	for attempt := 1; ; attempt++ {
@@ -170,15 +178,63 @@ func refused(err error) bool {
 	return class == "22" || class == "23"
 }
 
-// attempt is one transaction: three round trips for one table. When it fails, the
-// connection is closed by its release, which ends the transaction.
+// few is up to how many rows are inserted one by one. A temporary table costs about
+// as much as this many rows.
+const few = 40
+
+// attempt is one transaction. When it fails, the connection is closed by its release,
+// which ends the transaction.
 func (s *storage) attempt(ctx context.Context, entries []entry) error {
 	conn, err := s.db.Acquire(ctx)
 	if err != nil {
 		return fmt.Errorf("connecting to the warehouse: %w", err)
 	}
 	defer conn.Release()
-	pg := conn.Conn().PgConn()
+	if len(entries) <= few {
+		return insertEach(ctx, conn.Conn(), entries)
+	}
+	return copyAll(ctx, conn.Conn().PgConn(), entries)
+}
+
+// insertEach writes the rows in one round trip, which makes it one transaction.
+func insertEach(ctx context.Context, conn *pgx.Conn, entries []entry) error {
+	var b pgconn.Batch
+	for _, e := range entries {
+		// Prepared once a connection.
+		sd, err := conn.Prepare(ctx, e.to.name, e.to.insert)
+		if err != nil {
+			return fmt.Errorf("preparing for %s: %w", e.to.name, err)
+		}
+		b.ExecPrepared(sd.Name, values(e.row), binaryFormat, nil)
+	}
+	if err := conn.PgConn().ExecBatch(ctx, &b).Close(); err != nil {
+		return fmt.Errorf("inserting rows: %w", err)
+	}
+	return nil
+}
+
+// binaryFormat is that of all values.
+var binaryFormat = []int16{1}
+
+// values are those of a row, which as parameters have the format that they have in
+// COPY.
+func values(row []byte) [][]byte {
+	list := make([][]byte, 0, binary.BigEndian.Uint16(row))
+	for rest := row[2:]; len(rest) > 0; {
+		n := int32(binary.BigEndian.Uint32(rest))
+		rest = rest[4:]
+		if n < 0 {
+			list = append(list, nil)
+			continue
+		}
+		list = append(list, rest[:n:n])
+		rest = rest[n:]
+	}
+	return list
+}
+
+// copyAll takes three round trips for the rows of one table.
+func copyAll(ctx context.Context, pg *pgconn.PgConn, entries []entry) error {
 	var order []*target // in which they were met
 	rows := map[*target][]entry{}
 	for _, e := range entries {
@@ -201,7 +257,7 @@ func (s *storage) attempt(ctx context.Context, entries []entry) error {
 	}
 	var end strings.Builder
 	for _, t := range order {
-		end.WriteString(t.insert + ";")
+		end.WriteString(t.move + ";")
 	}
 	end.WriteString("COMMIT")
 	if err := pg.Exec(ctx, end.String()).Close(); err != nil {

@@ -173,6 +173,20 @@ func TestHandle_rowsThatTheDatabaseRefusesAreRefusedAlone(t *testing.T) {
 	if got := stored(t, db); len(got) != 1 {
 		t.Errorf("served features: %v", got)
 	}
+	// A batch that is copied.
+	batch = nil
+	var want []int
+	for i := range 3 * few {
+		e.ProductID = int64(i)
+		batch = append(batch, ready(&e, 1), percentage(fmt.Sprint("copied", i), fmt.Sprint(i)))
+		want = append(want, 200, map[bool]int{true: 200, false: 400}[i <= 100])
+	}
+	if diff := cmp.Diff(want, handle(t, s, batch...)); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	if got, parts := stored(t, db), query(t, db, "SELECT * FROM dwh.percentages"); len(got) != 3*few || len(parts) != 101+2 {
+		t.Errorf("%d served features, %d percentages", len(got), len(parts))
+	}
 }
 
 func TestHandle_schemaThatDoesNotFitIsNotTheEventsFault(t *testing.T) {
@@ -234,7 +248,7 @@ func TestHandle_pushesBackWhileTheDatabaseIsAway(t *testing.T) {
 // in any order and connections that break at any moment, lose and double nothing.
 func TestHandle_nothingIsLostOrDoubled(t *testing.T) {
 	db, url := open(t)
-	const senders, rounds, perBatch = 4, 30, 20
+	const senders, rounds = 4, 30
 	all := make([]features.Event, 200)
 	want := map[string][]string{}
 	rng := rand.New(rand.NewPCG(1, 2))
@@ -271,8 +285,8 @@ func TestHandle_nothingIsLostOrDoubled(t *testing.T) {
 		rng := rand.New(rand.NewPCG(uint64(sender), 9))
 		senderGroup.Go(func() {
 			for range rounds {
-				picked := rng.Perm(len(all))[:perBatch]
-				batch := make([]event.Event, perBatch)
+				picked := rng.Perm(len(all))[:1+rng.IntN(2*few)] // by either way into the table
+				batch := make([]event.Event, len(picked))
 				for i, p := range picked {
 					batch[i] = ready(&all[p], int64(p))
 				}
