@@ -277,7 +277,7 @@ func (b *bench) startPlatform(ctx context.Context) (*platform, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer log.Close()
+	defer func() { _ = log.Close() }() // the process has its own
 	// Ended by stop, in order, not by the context.
 	p.cmd = exec.CommandContext(context.WithoutCancel(ctx), program, "up", "-root", b.root, "-bin", b.bin, "-state", filepath.Join(b.tmp, "state"),
 		"-port-base", strconv.Itoa(base), "-no-load", "-plain")

@@ -223,7 +223,7 @@ func (b *bench) startValidate(ctx context.Context) (*function, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer log.Close()
+	defer func() { _ = log.Close() }() // the process has its own
 	// Ended by stop, in order, not by the context.
 	f.cmd = exec.CommandContext(context.WithoutCancel(ctx), program)
 	f.cmd.Env = append(os.Environ(), "PORT="+strconv.Itoa(port), "FUNCTION_NAME=validate", "LOG_LEVEL=warn", "GOMEMLIMIT=192MiB")

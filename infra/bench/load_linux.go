@@ -31,7 +31,7 @@ func load(ctx context.Context, cfg loadConfig) (*loadResult, error) {
 	if err != nil {
 		return nil, os.NewSyscallError("epoll_create1", err)
 	}
-	defer syscall.Close(poll)
+	defer func() { _ = syscall.Close(poll) }()
 	conns := make(map[int32]*connection, cfg.conns)
 	idle := make([]*connection, 0, cfg.conns*cfg.depth)
 	for range cfg.conns {
@@ -39,7 +39,7 @@ func load(ctx context.Context, cfg loadConfig) (*loadResult, error) {
 		if err != nil {
 			return nil, err
 		}
-		defer syscall.Close(fd)
+		defer func() { _ = syscall.Close(fd) }()
 		c := &connection{fd: fd}
 		conns[int32(fd)] = c
 		for range cfg.depth {
@@ -127,14 +127,14 @@ func dial(address string) (int, error) {
 	}
 	to := syscall.SockaddrInet4{Port: resolved.Port, Addr: [4]byte(resolved.IP.To4())}
 	if err := syscall.Connect(fd, &to); err != nil {
-		syscall.Close(fd)
+		_ = syscall.Close(fd)
 		return 0, fmt.Errorf("connecting to %s: %w", address, err)
 	}
 	err = errors.Join(
 		os.NewSyscallError("setsockopt", syscall.SetsockoptInt(fd, syscall.IPPROTO_TCP, syscall.TCP_NODELAY, 1)),
 		os.NewSyscallError("fcntl", syscall.SetNonblock(fd, true)))
 	if err != nil {
-		syscall.Close(fd)
+		_ = syscall.Close(fd)
 		return 0, err
 	}
 	return fd, nil

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"time"
 
 	"github.com/millrace-dev/millrace/shared/contract"
@@ -38,9 +39,9 @@ func (b *bench) againstReference(ctx context.Context) ([]section, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer file.Close()
+	defer func() { _ = file.Close() }() // written by another process
 	var failed bytes.Buffer
-	cmd := exec.CommandContext(ctx, loadgen, "shop", "-stdout", "-rate", "0", "-count", fmt.Sprint(b.reference.count),
+	cmd := exec.CommandContext(ctx, loadgen, "shop", "-stdout", "-rate", "0", "-count", strconv.Itoa(b.reference.count),
 		"-bad-kinds", "price_negative", "-report", filepath.Join(b.tmp, "loadgen.json"))
 	cmd.Stdout, cmd.Stderr = file, &failed
 	if err := cmd.Run(); err != nil {

@@ -411,11 +411,11 @@ func TestEmbeddedSchema(t *testing.T) {
 		`{"type":"string","optional":true,"field":"category_code"},{"type":"string","optional":true,"field":"brand"},{"type":"double","optional":true,"field":"price"},` +
 		`{"type":"int64","optional":true,"field":"user_id"},{"type":"string","optional":true,"field":"user_session"}]}`
 	const disagrees = "Schema disagrees with contract shop-clickstream: "
-	replace := func(old, new string) string {
+	replace := func(old, with string) string {
 		if !strings.Contains(avroSchema, old) {
 			t.Fatalf("no %s", old)
 		}
-		return strings.Replace(avroSchema, old, new, 1)
+		return strings.Replace(avroSchema, old, with, 1)
 	}
 	for _, c := range []struct{ name, schema, want string }{
 		{"Avro field list", avroSchema, ""},

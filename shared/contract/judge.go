@@ -147,11 +147,12 @@ func (f *Field) judgeString(text []byte, v jsonscan.Value) string {
 func (st *state) judgeInt(f *Field, v jsonscan.Value, deleted bool) string {
 	digits := st.text[v.Start:v.End]
 	quoted := v.Kind == jsonscan.String && f.AcceptQuoted
-	if quoted {
+	switch {
+	case quoted:
 		digits = jsonscan.Unquote(st.text, v)
-	} else if !v.Integer {
+	case !v.Integer:
 		return f.says.invalidType
-	} else if len(digits) <= 18 && f.says.limits == "" {
+	case len(digits) <= 18 && f.says.limits == "":
 		return "" // 18 digits are within an int64
 	}
 	n, ok := jsonscan.Int(digits)
@@ -183,7 +184,7 @@ func (f *Field) outside(x float64) bool {
 func (st *state) readTime(i int) bool {
 	formats := st.contract.Fields[i].formats
 	if st.schema != nil {
-		if known := st.schema.formats[st.contractIndex()]; known != nil && known[i] != 0 {
+		if known := st.schema.formats[st.contractIndex()]; i < len(known) && known[i] != 0 {
 			formats = known[i]
 		}
 	}

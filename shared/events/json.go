@@ -220,8 +220,8 @@ func (p *parser) attribute(name string) error {
 	if start >= len(p.b) {
 		return p.syntax("expected a value")
 	}
-	switch c := p.b[start]; {
-	case c == '"':
+	switch p.b[start] {
+	case '"':
 		escaped, err := p.str()
 		if err != nil {
 			return err
@@ -232,7 +232,7 @@ func (p *parser) attribute(name string) error {
 		}
 		p.attrs = append(p.attrs, Attr{name, value})
 		return nil
-	case c == '{' || c == '[':
+	case '{', '[':
 		return fmt.Errorf("attribute %q: must be a string, a boolean or an integer", name)
 	default:
 		if err := p.skip(); err != nil {

@@ -270,8 +270,8 @@ func (s *Scanner) duplicate(key Value) bool {
 	return s.fail(DuplicateKey, key.Start, "duplicate key "+strconv.Quote(text))
 }
 
-// Mark, Note and Unique find duplicate keys: Mark before the first member, Note
-// at each key, Unique after the last.
+// Mark begins an object. Mark, Note and Unique find duplicate keys: Mark before the
+// first member, Note at each key, Unique after the last.
 func (s *Scanner) Mark() int { return len(s.noted) }
 
 // Note remembers the key read last.

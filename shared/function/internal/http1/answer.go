@@ -42,7 +42,8 @@ func (a *answer) WriteHeader(status int) {
 	if a.length < 0 || c.left > maxDiscarded || c.listener.draining.Load() {
 		c.last = true
 	}
-	out := append(c.out, "HTTP/1.1 "...)
+	out := c.out
+	out = append(out, "HTTP/1.1 "...)
 	out = strconv.AppendInt(out, int64(status), 10)
 	out = append(append(out, ' '), http.StatusText(status)...)
 	out = append(out, "\r\nDate: "...)
@@ -55,7 +56,8 @@ func (a *answer) WriteHeader(status int) {
 			out = append(append(append(append(out, "\r\n"...), key...), ": "...), oneLine(value)...)
 		}
 	}
-	c.out = append(out, "\r\n\r\n"...)
+	out = append(out, "\r\n\r\n"...)
+	c.out = out
 }
 
 var lineEnds = strings.NewReplacer("\r", " ", "\n", " ")

@@ -250,7 +250,7 @@ func (c *conn) send(parts ...[]byte) error {
 
 // hangUp sends the last answer and closes.
 func (c *conn) hangUp() {
-	defer c.Conn.Close()
+	defer func() { _ = c.Conn.Close() }()
 	if c.flush() != nil || c.left == 0 {
 		return
 	}
