@@ -27,12 +27,17 @@ func (s *Steps) bronze(ctx context.Context, tx pgx.Tx, o object) (outcome, error
 	if _, err := s.db.Exec(ctx, `INSERT INTO etl.objects (bucket, key) VALUES ($1, $2) ON CONFLICT DO NOTHING`, o.Bucket, o.Key); err != nil {
 		return outcome{}, fmt.Errorf("noting the object: %w", err)
 	}
-	var id int
+	var id, swept int
 	var etag, refusal *string
 	// From here on no other step of bronze works on this object.
-	err := tx.QueryRow(ctx, `SELECT object_id, etag, refused FROM etl.objects WHERE bucket = $1 AND key = $2 FOR UPDATE`, o.Bucket, o.Key).Scan(&id, &etag, &refusal)
+	err := tx.QueryRow(ctx, `SELECT object_id, etag, refused, swept FROM etl.objects WHERE bucket = $1 AND key = $2 FOR UPDATE`, o.Bucket, o.Key).Scan(&id, &etag, &refusal, &swept)
 	if err != nil {
 		return outcome{}, fmt.Errorf("locking the object: %w", err)
+	}
+	if swept > 0 {
+		if _, err := tx.Exec(ctx, `UPDATE etl.objects SET swept = 0 WHERE object_id = $1`, id); err != nil {
+			return outcome{}, fmt.Errorf("noting that the sweep was heard: %w", err)
+		}
 	}
 	key, err := lake.ParseKey(o.Key)
 	if err != nil {

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"slices"
+	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -18,6 +19,7 @@ import (
 	"github.com/cloudevents/sdk-go/v2/event"
 
 	"github.com/millrace-dev/millrace/shared/events"
+	"github.com/millrace-dev/millrace/shared/lake"
 	"github.com/millrace-dev/millrace/shared/lake/laketest"
 )
 
@@ -110,14 +112,27 @@ func pause(ctx context.Context) {
 
 // The process is killed at random while objects come, grow and go through the
 // steps. Afterwards gold is what a rebuild from the lake gives, byte for byte.
+// ETL_ROUNDS is how many rounds of that, each on a fresh warehouse.
 func TestKilledAtRandomGoldEqualsARebuild(t *testing.T) {
 	if testing.Short() {
 		t.Skip("starts and kills processes")
 	}
-	w := newWorldOn(t, laketest.Start(t))
+	s3 := laketest.Start(t)
+	rounds := 1
+	if n, err := strconv.Atoi(os.Getenv("ETL_ROUNDS")); err == nil {
+		rounds = n
+	}
+	for round := range rounds {
+		t.Run(fmt.Sprint("round ", round), func(t *testing.T) { killedAtRandom(t, s3, uint64(round)) })
+	}
+}
+
+// killedAtRandom is one round: ten kills, each at a random moment.
+func killedAtRandom(t *testing.T, s3 lake.Config, seed uint64) {
+	w := newWorldOn(t, s3)
 	p := w.process()
 	p.start()
-	r := rng(7)
+	r := rng(7 + seed)
 	const kills = 10
 	var rounds sync.WaitGroup
 	ctx, stop := context.WithTimeout(t.Context(), 4*time.Minute)
@@ -148,7 +163,7 @@ func TestKilledAtRandomGoldEqualsARebuild(t *testing.T) {
 	killed := make(chan struct{})
 	go func() {
 		defer close(killed)
-		k := rand.New(rand.NewPCG(3, 3))
+		k := rand.New(rand.NewPCG(3, seed))
 		for range kills {
 			select {
 			case <-time.After(time.Duration(50+k.IntN(500)) * time.Millisecond): // the random point

@@ -1,6 +1,7 @@
 // Etl-step brings lake objects into the warehouse, one step an event: bronze,
 // silver, gold and check. Which step is told by the event's type, and the reply is
-// the event of the next one, so that Triggers chain them.
+// the event of the next one, so that Triggers chain them. On a tick it sweeps: it
+// compares the lake with what was loaded and sends the events that were lost.
 //
 // A step works on one object and is one transaction. It does what of the object is
 // to be done at that step, whatever the event says, so events may come again, late,
@@ -27,6 +28,7 @@ type Config struct {
 	Function  function.Config
 	S3        lake.Config
 	Warehouse warehouse.Config
+	Sweep     SweepConfig
 
 	// Reports is the bucket of the quality reports. It must not be one whose objects
 	// cause steps.
@@ -69,6 +71,11 @@ func run(ctx context.Context) error {
 	s, err := NewSteps(db, store, c.Function.Name, c.Reports, c.Suites)
 	if err != nil {
 		return err
+	}
+	if c.Sweep.Sink != "" {
+		if s.sweeper, err = newSweeper(s, c.Sweep); err != nil {
+			return err
+		}
 	}
 	return function.Run(ctx, c.Function, function.Each(s.Handle), function.WithReady(s.Ready))
 }

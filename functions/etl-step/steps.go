@@ -32,6 +32,7 @@ type Steps struct {
 	reports  string
 	suites   map[string]*quality.Suite
 	bucket   atomic.Bool // that of the reports is there
+	sweeper  *sweeper    // nil when there is nowhere to send to
 }
 
 //go:embed suites.yaml
@@ -187,6 +188,9 @@ func objectOf(e *event.Event) (object, error) {
 // next. A step that finds nothing to do replies too: the process may have died
 // after its work and before its reply.
 func (s *Steps) Handle(ctx context.Context, e event.Event) (*event.Event, error) {
+	if e.Type() == events.Tick {
+		return nil, s.tick(ctx)
+	}
 	st := stepOf(e.Type())
 	if st == nil {
 		return nil, function.Invalid("no step for events of type %s", e.Type())
@@ -210,6 +214,20 @@ func (s *Steps) Handle(ctx context.Context, e event.Event) (*event.Event, error)
 		return nil, nil
 	}
 	return s.reply(ctx, &e, st, o, out)
+}
+
+// tick sweeps. What it finds goes the way of a notification.
+func (s *Steps) tick(ctx context.Context) error {
+	if s.sweeper == nil {
+		return function.Invalid("there is no K_SINK to send to what a sweep finds")
+	}
+	if err := s.Ready(ctx); err != nil {
+		return function.Unavailable(err, 2*time.Second)
+	}
+	if _, err := s.sweeper.sweep(ctx); err != nil {
+		return function.Unavailable(fmt.Errorf("sweeping: %w", err), 2*time.Second)
+	}
+	return nil
 }
 
 // repeatable tells errors that say something about the moment from those that say

@@ -12,13 +12,13 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"net/url"
 	"os"
 
 	"github.com/cloudevents/sdk-go/v2/event"
 	"github.com/kelseyhightower/envconfig"
 
 	"github.com/millrace-dev/millrace/shared/function"
+	"github.com/millrace-dev/millrace/shared/sink"
 )
 
 // Config is what ingest reads from the environment.
@@ -44,10 +44,11 @@ func run(ctx context.Context) error {
 		return fmt.Errorf("reading the environment: %w", err)
 	}
 	c.Function.Name = cmp.Or(c.Function.Name, "ingest")
-	if u, err := url.Parse(c.Sink); err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
-		return fmt.Errorf("K_SINK=%q: want an http or https URL", c.Sink)
+	to, err := sink.New(c.Sink)
+	if err != nil {
+		return err
 	}
-	w, err := newWebhook(c.Sink, c.Token)
+	w, err := newWebhook(to, c.Token)
 	if err != nil {
 		return err
 	}

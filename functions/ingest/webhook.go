@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"crypto/subtle"
@@ -12,14 +11,13 @@ import (
 	"log/slog"
 	"net/http"
 	"strings"
-	"sync/atomic"
-	"time"
 
 	"go.opentelemetry.io/otel"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/metric"
 
 	"github.com/millrace-dev/millrace/shared/events"
+	"github.com/millrace-dev/millrace/shared/sink"
 )
 
 const (
@@ -27,31 +25,22 @@ const (
 	path = "/s3"
 	// maxBody bounds a notification. MinIO's have one record of about 1 KiB.
 	maxBody = 4 << 20
-	// sinkTimeout bounds one request to the Broker.
-	sinkTimeout = 10 * time.Second
 )
 
 // webhook takes notifications and sends events. It is safe for concurrent use.
 type webhook struct {
-	sink    string
+	sink    *sink.Sink
 	token   [sha256.Size]byte
-	client  *http.Client
 	records metric.Int64Counter
-	// single is set when the sink has refused a batch: Knative's own Brokers take
-	// one event a request.
-	single atomic.Bool
 }
 
-func newWebhook(sink, token string) (*webhook, error) {
+func newWebhook(to *sink.Sink, token string) (*webhook, error) {
 	records, err := otel.Meter("github.com/millrace-dev/millrace/functions/ingest").Int64Counter("ingest.records",
 		metric.WithUnit("{record}"), metric.WithDescription("Records of notifications, by what became of them."))
 	if err != nil {
 		return nil, fmt.Errorf("making metric ingest.records: %w", err)
 	}
-	return &webhook{
-		sink: sink, token: sha256.Sum256([]byte(strings.TrimPrefix(token, "Bearer "))), records: records,
-		client: &http.Client{Timeout: sinkTimeout, Transport: &http.Transport{MaxIdleConnsPerHost: 32, IdleConnTimeout: time.Minute}},
-	}, nil
+	return &webhook{sink: to, token: sha256.Sum256([]byte(strings.TrimPrefix(token, "Bearer "))), records: records}, nil
 }
 
 func (w *webhook) routes(mux *http.ServeMux) {
@@ -94,7 +83,7 @@ func (w *webhook) serve(rw http.ResponseWriter, r *http.Request) {
 		}
 		messages = append(messages, m)
 	}
-	if err := w.send(r.Context(), messages); err != nil {
+	if err := w.sink.Send(r.Context(), messages); err != nil {
 		slog.Warn("the Broker has not taken a notification, the sender is asked to send it again", "error", err)
 		w.count(r.Context(), "refused", len(messages))
 		rw.Header().Set("Retry-After", "1")
@@ -113,45 +102,4 @@ func (w *webhook) allowed(r *http.Request) bool {
 
 func (w *webhook) count(ctx context.Context, outcome string, n int) {
 	w.records.Add(ctx, int64(n), metric.WithAttributes(attribute.String("outcome", outcome)))
-}
-
-// send returns nil when the sink has taken all events.
-func (w *webhook) send(ctx context.Context, ms []events.Message) error {
-	if len(ms) > 1 && !w.single.Load() {
-		h := http.Header{"Content-Type": {events.ContentTypeBatch}}
-		status, err := w.post(ctx, h, events.AppendBatch(nil, ms))
-		if err == nil {
-			return nil
-		}
-		if status != http.StatusBadRequest && status != http.StatusUnsupportedMediaType {
-			return err
-		}
-		w.single.Store(true)
-	}
-	for i := range ms {
-		h := http.Header{}
-		events.SetHTTP(h, &ms[i])
-		if _, err := w.post(ctx, h, ms[i].Data); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (w *webhook) post(ctx context.Context, h http.Header, body []byte) (status int, err error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, w.sink, bytes.NewReader(body))
-	if err != nil {
-		return 0, fmt.Errorf("addressing the Broker: %w", err)
-	}
-	req.Header = h
-	resp, err := w.client.Do(req)
-	if err != nil {
-		return 0, fmt.Errorf("sending to the Broker: %w", err)
-	}
-	defer resp.Body.Close()
-	text, _ := io.ReadAll(io.LimitReader(resp.Body, 1024))
-	if resp.StatusCode/100 != 2 {
-		return resp.StatusCode, fmt.Errorf("the Broker answered %s: %s", resp.Status, bytes.TrimSpace(text))
-	}
-	return resp.StatusCode, nil
 }

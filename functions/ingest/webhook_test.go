@@ -13,6 +13,7 @@ import (
 
 	"github.com/millrace-dev/millrace/shared/events"
 	"github.com/millrace-dev/millrace/shared/function"
+	"github.com/millrace-dev/millrace/shared/sink"
 )
 
 // broker takes CloudEvents as the Broker does: batches too, unless it is plain.
@@ -70,7 +71,11 @@ func (b *broker) take() []events.Message {
 // start serves the function before a broker and returns its webhook's URL.
 func start(t *testing.T, b *broker) string {
 	t.Helper()
-	w, err := newWebhook(b.URL, "sesame")
+	to, err := sink.New(b.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w, err := newWebhook(to, "sesame")
 	if err != nil {
 		t.Fatal(err)
 	}

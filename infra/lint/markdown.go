@@ -46,7 +46,7 @@ func (g *Graph) Markdown() string {
 	}
 	for _, m := range g.all {
 		if o, ok := m.Object.(*sourcesv1.SinkBinding); ok {
-			draw("%s -.->|\"sends again\"| broker([\"Broker %s\"])", id(o.Spec.Subject.Kind+"/"+o.Spec.Subject.Name), destinationName(o))
+			draw("%s -.->|\"sends\"| broker([\"Broker %s\"])", id(o.Spec.Subject.Kind+"/"+o.Spec.Subject.Name), destinationName(o))
 		}
 	}
 	for _, line := range slices.Sorted(maps.Keys(lines)) {

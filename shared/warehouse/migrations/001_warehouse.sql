@@ -17,7 +17,23 @@ CREATE TABLE etl.objects (
     loaded_at       timestamptz,
     -- Why nothing of the object could be loaded; NULL when something could.
     refused         text,
+    -- How often, and when last, the sweep has asked for the object since it was loaded.
+    swept           int NOT NULL DEFAULT 0,
+    swept_at        timestamptz,
     UNIQUE (bucket, key)
+);
+CREATE INDEX objects_swept ON etl.objects (object_id) WHERE swept > 0;
+
+-- How far the sweep has come in its walk through a prefix of a bucket.
+CREATE TABLE etl.sweeps (
+    bucket          text NOT NULL,
+    prefix          text NOT NULL,
+    -- The last key that was compared; '' at the beginning of a walk.
+    after           text NOT NULL,
+    swept_at        timestamptz NOT NULL,
+    -- When the last walk came to the end.
+    walked_at       timestamptz,
+    PRIMARY KEY (bucket, prefix)
 );
 
 -- One generation of an object that had rows which no load before it had. It is what
@@ -44,7 +60,7 @@ CREATE TABLE etl.loads (
 CREATE INDEX loads_object ON etl.loads (object_id, load_id);
 CREATE INDEX loads_open ON etl.loads (stage) WHERE stage <> 'checked';
 
--- One row an attempt. "running" with an old started_at is an attempt that died.
+-- One row an attempt. One that stays "running" has died, which the sweep notes.
 CREATE TABLE etl.runs (
     run_id          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     step            text NOT NULL,
@@ -60,7 +76,7 @@ CREATE TABLE etl.runs (
     finished_at     timestamptz
 );
 CREATE INDEX runs_object ON etl.runs (bucket, key, run_id);
-CREATE INDEX runs_started ON etl.runs USING brin (started_at);
+CREATE INDEX runs_running ON etl.runs (started_at) WHERE state = 'running';
 
 -- Lines, or whole objects (line 0), that could not be loaded.
 CREATE TABLE etl.quarantine (
