@@ -2,9 +2,7 @@ package eventing
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"log/slog"
 	"sync"
 	"time"
 
@@ -17,18 +15,12 @@ import (
 // and hands them, partition by partition, to deliver. It commits only what deliver
 // has returned nil for, and nothing of a partition that it has lost.
 type consumer struct {
-	config  *Config
-	log     *slog.Logger
-	flow    *flow
-	group   string
-	topics  []string
-	ordered bool
-	// batch bounds a delivery.
-	batchEvents, batchBytes int
+	work
+	group  string
+	topics []string
 	// decode makes the record's event in m, whose Attrs it uses again, and reports
 	// whether it is to be delivered.
-	decode  func(m *events.Message, r *kgo.Record) bool
-	deliver func(s scope, ms []events.Message) error
+	decode func(m *events.Message, r *kgo.Record) bool
 
 	// client is set once ready is closed: the group's callbacks may come before.
 	client *kgo.Client
@@ -45,9 +37,10 @@ type consumer struct {
 	// commitMu lets one commit at a time happen, from the look at the positions to
 	// the answer, so that an older position never follows a newer one.
 	commitMu sync.Mutex
-	// scratch and complained belong to the polling goroutine.
-	scratch    events.Message
-	complained time.Time
+	// scratch and matched belong to the polling goroutine.
+	scratch events.Message
+	matched []queued
+	trouble fetchTrouble
 }
 
 type topicPartition struct {
@@ -61,23 +54,13 @@ func (c *consumer) start(opts []kgo.Opt) error {
 	c.partitions = map[topicPartition]*partition{}
 	c.stopped, c.ready = make(chan struct{}), make(chan struct{})
 	c.hard, c.cancel = context.WithCancel(context.Background())
-	client, err := kgo.NewClient(append(opts[:len(opts):len(opts)],
-		kgo.ConsumerGroup(c.group),
+	opts = append(memberOptions(opts, c.config, c.group),
 		kgo.ConsumeTopics(c.topics...),
-		kgo.ConsumeStartOffset(kgo.NewOffset().AtStart()),
-		kgo.DisableAutoCommit(),
-		kgo.BlockRebalanceOnPoll(),
 		kgo.OnPartitionsAssigned(c.assigned),
 		kgo.OnPartitionsRevoked(c.revoked),
 		kgo.OnPartitionsLost(c.lost),
-		kgo.SessionTimeout(c.config.SessionTimeout),
-		kgo.HeartbeatInterval(c.config.SessionTimeout/4),
-		kgo.RebalanceTimeout(c.config.DrainTimeout+30*time.Second),
-		kgo.FetchMaxBytes(4<<20),
-		kgo.FetchMaxPartitionBytes(1<<20),
-		kgo.FetchMaxWait(time.Second),
-		kgo.MetadataMaxAge(15*time.Second), // how soon a topic that is made later is read
-	)...)
+	)
+	client, err := kgo.NewClient(opts...)
 	if err != nil {
 		return fmt.Errorf("making the consumer of group %s: %w", c.group, err)
 	}
@@ -122,18 +105,11 @@ func (c *consumer) abandon() {
 // finish lets the partitions end what they have begun, commits where they got to and
 // forgets them.
 func (c *consumer) finish(ctx context.Context, ps []*partition) {
-	for _, p := range ps {
-		p.halt()
+	qs := make([]*queue, len(ps))
+	for i, p := range ps {
+		qs[i] = &p.queue
 	}
-	for _, p := range ps {
-		select {
-		case <-p.done:
-		case <-ctx.Done():
-			p.cancel()
-			<-p.done
-		}
-		p.cancel()
-	}
+	drain(ctx, qs)
 	commit, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitTimeout)
 	defer cancel()
 	if err := c.commit(commit, ps); err != nil {
@@ -199,74 +175,19 @@ func (c *consumer) lost(_ context.Context, _ *kgo.Client, gone map[string][]int3
 	}
 }
 
-// maxPoll bounds the records taken from the client at once, and so how far a
-// partition's buffer can overshoot.
-const maxPoll = 2000
-
 func (c *consumer) poll() {
-	ctx, cancel := context.WithCancel(c.hard)
-	defer cancel()
-	go func() {
-		select {
-		case <-c.stopped:
-			cancel()
-		case <-ctx.Done():
+	poll(c.hard, c.client, c.stopped, func(f *kgo.FetchTopicPartition) {
+		if f.Err != nil {
+			c.trouble.note(c.log, f)
+			c.flow.failure.note("fetching " + f.Topic + ": " + f.Err.Error())
 		}
-	}()
-	for {
-		fetches := c.client.PollRecords(ctx, maxPoll)
-		if ctx.Err() != nil || fetches.IsClientClosed() {
-			c.client.AllowRebalance()
-			return
-		}
-		var full []topicPartition
-		fetches.EachPartition(func(f kgo.FetchTopicPartition) {
-			if f.Err != nil {
-				c.fetchFailed(f.Topic, f.Partition, f.Err)
-			}
-			c.mu.Lock()
-			p := c.partitions[topicPartition{f.Topic, f.Partition}]
-			c.mu.Unlock()
-			if p != nil && len(f.Records) > 0 && p.add(f.FetchPartition) {
-				full = append(full, p.tp)
-			}
-		})
-		c.pause(full)
-		c.client.AllowRebalance()
-	}
-}
-
-func (c *consumer) fetchFailed(topic string, partition int32, err error) {
-	if errors.Is(err, context.Canceled) {
-		return
-	}
-	var loss *kgo.ErrDataLoss
-	if errors.As(err, &loss) {
-		c.log.Error("Kafka lost records", "group", c.group, "topic", topic, "partition", partition, "error", err)
-	} else if time.Since(c.complained) > quiet {
-		c.complained = time.Now()
-		c.log.Warn("fetching failed, it is tried again", "group", c.group, "topic", topic, "partition", partition, "error", err)
-	}
-	c.flow.failure.note("fetching " + topic + ": " + err.Error())
-}
-
-// pause stops the fetching of partitions whose buffer is full, unless their workers
-// have made room in the meantime.
-func (c *consumer) pause(full []topicPartition) {
-	for _, tp := range full {
 		c.mu.Lock()
-		p := c.partitions[tp]
+		p := c.partitions[topicPartition{f.Topic, f.Partition}]
 		c.mu.Unlock()
-		if p == nil {
-			continue
+		if p != nil && len(f.Records) > 0 && p.add(f.FetchPartition) {
+			p.valve.shut(c.client, p.tp, &p.queue)
 		}
-		p.pauseMu.Lock()
-		if p.full() && !p.paused {
-			c.client.PauseFetchPartitions(map[string][]int32{tp.topic: {tp.id}})
-			p.paused = true
-		}
-		p.pauseMu.Unlock()
-	}
+	}, func() {})
 }
 
 func (c *consumer) commitRegularly() {
@@ -294,8 +215,6 @@ func (c *consumer) commitRegularly() {
 		failing = err != nil
 	}
 }
-
-const commitTimeout = 5 * time.Second
 
 // commit writes the positions of the partitions that have moved.
 func (c *consumer) commit(ctx context.Context, ps []*partition) error {

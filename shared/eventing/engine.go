@@ -6,16 +6,13 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
-	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 
-	"github.com/millrace-dev/millrace/shared/events"
 	"github.com/millrace-dev/millrace/shared/kafka"
 )
 
@@ -31,11 +28,14 @@ type Engine struct {
 	jobs      map[string]*jobOutlet
 	routers   map[string]*routerOutlet
 	ingresses map[string]*ingress
-	consumers []*consumer
-	pingers   []*pinger
+	// inputs are the consumers of the sources and the readers of the Brokers, in the
+	// order in which they start.
+	inputs  []input
+	readers map[string]*reader // by Broker
+	pingers []*pinger
 	// order keeps Stats in the order of the manifests.
 	sources, triggers []*flow
-	lags              map[*flow]*consumer
+	lags              map[*flow]func() int64
 	inOrder           []*ingress
 
 	// producer is nil until Kafka has been reached.
@@ -47,6 +47,13 @@ type Engine struct {
 	limits sync.Map
 	// killed makes Run end as if the process had died. It is for tests.
 	killed chan struct{}
+}
+
+// input reads topics and has what it reads delivered.
+type input interface {
+	start(opts []kgo.Opt) error
+	shut(ctx context.Context)
+	abandon()
 }
 
 type sinkCounter struct {
@@ -68,7 +75,7 @@ func New(c Config) (*Engine, error) {
 	e := &Engine{
 		config: c, log: c.Logger, kafkaOpts: append(opts, c.KafkaOptions...), transport: newTransport(),
 		topics: map[string]*topicOutlet{}, jobs: map[string]*jobOutlet{}, routers: map[string]*routerOutlet{}, ingresses: map[string]*ingress{},
-		lags: map[*flow]*consumer{}, killed: make(chan struct{}),
+		readers: map[string]*reader{}, lags: map[*flow]func() int64{}, killed: make(chan struct{}),
 	}
 	e.produceContext, e.produceCancel = context.WithCancel(context.Background())
 	if err := e.build(); err != nil {
@@ -171,17 +178,17 @@ func (e *Engine) route(kind string, o Object, to Destination, spec *Delivery, re
 	return newRoute(f, log, main, spec, dead, replies, parallel), nil
 }
 
-func (e *Engine) addConsumer(r *route, group string, topics []string, ordered bool, to Destination, decode func(*events.Message, *kgo.Record) bool) {
-	c := &consumer{
-		config: &e.config, log: r.log, flow: r.flow, group: group, topics: topics, ordered: ordered,
-		batchEvents: e.config.BatchEvents, batchBytes: e.config.BatchBytes, decode: decode, deliver: r.deliver,
+// work is the delivery of a source's or Trigger's events over its route.
+func (e *Engine) work(r *route, ordered bool, to Destination) work {
+	w := work{
+		config: &e.config, log: r.log, flow: r.flow, ordered: ordered,
+		batchEvents: e.config.BatchEvents, batchBytes: e.config.BatchBytes, deliver: r.deliver,
 	}
 	if to.Kind == ToBroker || to.Kind == ToKafkaSink {
 		// Kafka takes batches of its own size.
-		c.batchEvents = max(c.batchEvents, topicBatch)
+		w.batchEvents = max(w.batchEvents, topicBatch)
 	}
-	e.consumers = append(e.consumers, c)
-	e.lags[r.flow] = c
+	return w
 }
 
 // topicBatch is how many events are written to a topic before their acknowledgements
@@ -209,7 +216,9 @@ func (e *Engine) addSource(s *KafkaSource) error {
 		return err
 	}
 	e.sources = append(e.sources, r.flow)
-	e.addConsumer(r, s.Group, s.Topics, s.Ordered, s.Sink, newRecordDecoder(s).decode)
+	c := &consumer{work: e.work(r, s.Ordered, s.Sink), group: s.Group, topics: s.Topics, decode: newRecordDecoder(s).decode}
+	e.inputs = append(e.inputs, c)
+	e.lags[r.flow] = c.lag
 	return nil
 }
 
@@ -246,9 +255,17 @@ func (e *Engine) addTrigger(t *Trigger) error {
 		return err
 	}
 	e.triggers = append(e.triggers, r.flow)
-	e.addConsumer(r, t.Group(), []string{b.Topic}, t.Ordered, t.Subscriber, func(m *events.Message, rec *kgo.Record) bool {
-		return kafka.Decode(m, rec) && t.Filter.Match(m)
-	})
+	in := e.readers[broker.to.String()]
+	if in == nil {
+		in = &reader{
+			config: &e.config, group: b.Group(), topic: b.Topic,
+			log: e.log.With("kind", "Broker", "namespace", b.Namespace, "name", b.Name),
+		}
+		e.readers[broker.to.String()] = in
+		e.inputs = append(e.inputs, in)
+	}
+	number := in.add(e.work(r, t.Ordered, t.Subscriber), t.Group(), t.Filter)
+	e.lags[r.flow] = func() int64 { return in.lag(number) }
 	return nil
 }
 
@@ -268,9 +285,9 @@ func (e *Engine) Run(ctx context.Context) error {
 	defer e.transport.CloseIdleConnections()
 	defer producer.Close()
 	defer e.ready.Store(false)
-	for i, c := range e.consumers {
-		if err := c.start(e.kafkaOpts); err != nil {
-			e.shut(context.WithoutCancel(ctx), e.consumers[:i])
+	for i, in := range e.inputs {
+		if err := in.start(e.kafkaOpts); err != nil {
+			e.shut(context.WithoutCancel(ctx), e.inputs[:i])
 			return fmt.Errorf("starting: %w", err)
 		}
 	}
@@ -286,15 +303,15 @@ func (e *Engine) Run(ctx context.Context) error {
 	case <-ctx.Done():
 	case <-e.killed:
 		cancel()
-		for _, c := range e.consumers {
-			c.abandon()
+		for _, in := range e.inputs {
+			in.abandon()
 		}
 		return nil
 	}
 	drain, stop := context.WithTimeout(hard, e.config.DrainTimeout)
 	defer stop()
 	context.AfterFunc(drain, cancel)
-	e.shut(drain, e.consumers)
+	e.shut(drain, e.inputs)
 	pings.Wait()
 	if err := producer.Flush(drain); err != nil && producer.BufferedProduceRecords() > 0 {
 		e.log.Warn("some events were not acknowledged by Kafka before the end", "events", producer.BufferedProduceRecords())
@@ -302,10 +319,10 @@ func (e *Engine) Run(ctx context.Context) error {
 	return nil
 }
 
-func (e *Engine) shut(ctx context.Context, cs []*consumer) {
+func (e *Engine) shut(ctx context.Context, ins []input) {
 	var all sync.WaitGroup
-	for _, c := range cs {
-		all.Go(func() { c.shut(ctx) })
+	for _, in := range ins {
+		all.Go(func() { in.shut(ctx) })
 	}
 	all.Wait()
 }
@@ -416,65 +433,18 @@ func (e *Engine) prepare(ctx context.Context) error {
 	}
 	defer fresh.Close()
 	admin := kadm.NewClient(fresh)
-	for _, t := range g.Triggers {
-		if err := beginAtEnd(ctx, admin, t.Group(), g.broker(t.Namespace, t.Broker).Topic); err != nil {
-			return fmt.Errorf("preparing Trigger %s: %w", t.Name, err)
+	for _, r := range e.readers {
+		if err := r.prepare(ctx, admin); err != nil {
+			return err
 		}
 	}
 	for _, s := range g.KafkaSources {
 		if s.FromEarliest {
 			continue
 		}
-		if err := beginAtEnd(ctx, admin, s.Group, s.Topics...); err != nil {
+		if err := beginAtEnd(ctx, admin, s.Topics, s.Group); err != nil {
 			return fmt.Errorf("preparing KafkaSource %s: %w", s.Name, err)
 		}
-	}
-	return nil
-}
-
-// beginAtEnd commits the ends of the topics' partitions for a group that has not
-// begun, as Knative's control plane does when it makes a Trigger. From then on
-// nothing is missed, also while nobody runs: a partition without an offset is read
-// from its start, since it can only be one that was added later. All topics have to
-// exist: for a group that has begun without an offset, a later call would take the
-// records that it has not done yet for old ones.
-func beginAtEnd(ctx context.Context, admin *kadm.Client, group string, topics ...string) error {
-	ends, err := admin.ListEndOffsets(ctx, topics...)
-	if err == nil {
-		err = ends.Error()
-	}
-	if err != nil {
-		return fmt.Errorf("listing the ends of %s: %w", strings.Join(topics, ", "), err)
-	}
-	committed, err := admin.FetchOffsets(ctx, group)
-	// Some brokers answer so for a group that nobody has used yet.
-	if err != nil && !errors.Is(err, kerr.GroupIDNotFound) {
-		return fmt.Errorf("fetching the offsets of group %s: %w", group, err)
-	}
-	offsets := kadm.Offsets{}
-	for _, topic := range topics {
-		if len(ends[topic]) == 0 {
-			return fmt.Errorf("topic %s does not exist", topic)
-		}
-		if len(committed[topic]) > 0 {
-			continue
-		}
-		for _, end := range ends[topic] {
-			offsets.AddOffset(end.Topic, end.Partition, end.Offset, -1)
-		}
-	}
-	if len(offsets) == 0 {
-		return nil
-	}
-	groups, err := admin.DescribeGroups(ctx, group)
-	if err != nil {
-		return fmt.Errorf("describing group %s: %w", group, err)
-	}
-	if len(groups[group].Members) > 0 {
-		return nil // another engine has begun already
-	}
-	if err := admin.CommitAllOffsets(ctx, group, offsets); err != nil {
-		return fmt.Errorf("committing where group %s begins: %w", group, err)
 	}
 	return nil
 }
@@ -535,8 +505,8 @@ func (e *Engine) Stats() Stats {
 }
 
 func (e *Engine) lag(f *flow) int64 {
-	if c := e.lags[f]; c != nil {
-		return c.lag()
+	if lag := e.lags[f]; lag != nil {
+		return lag()
 	}
 	return 0
 }

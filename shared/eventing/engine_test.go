@@ -573,29 +573,20 @@ func TestEngine_boundedBuffer(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	c := e.consumers[0]
-	buffered := func() (bytes int, paused bool) {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		for _, p := range c.partitions {
-			p.pauseMu.Lock()
-			p.mu.Lock()
-			bytes, paused = bytes+p.bytes, paused || p.paused
-			p.mu.Unlock()
-			p.pauseMu.Unlock()
-		}
-		return bytes, paused
-	}
+	l := e.lane(t, 0, 0)
 	if err := eventually(t.Context(), func() error {
-		if _, paused := buffered(); !paused {
-			return fmt.Errorf("the partition is not paused")
+		if l.attached.Load() || !l.full() {
+			return fmt.Errorf("the Trigger is not detached")
 		}
 		return nil
 	}); err != nil {
 		t.Fatal(err)
 	}
 	// One poll may come on top, which is at most a fetch.
-	if bytes, _ := buffered(); bytes > limit+maxPoll*11_000 {
+	l.mu.Lock()
+	bytes := l.bytes
+	l.mu.Unlock()
+	if bytes > limit+maxPoll*11_000 {
 		t.Errorf("%d bytes are buffered", bytes)
 	}
 	close(hold)

@@ -57,7 +57,7 @@ func (d *document) filters(s *triggerSpec) Filter {
 	for _, name := range slices.Sorted(maps.Keys(s.Filter.Attributes)) {
 		c.add(name, s.Filter.Attributes[name])
 	}
-	c.compare = equalOrAny
+	c.compare, c.equal = equalOrAny, true
 	return Filter{&c}
 }
 
@@ -77,20 +77,20 @@ func (d *document) list(field string, specs []filterSpec) condition {
 
 func (d *document) filter(field string, s *filterSpec) condition {
 	var found []condition
-	compare := func(dialect string, want map[string]string, f func(got, want string) bool) {
+	compare := func(dialect string, want map[string]string, equal bool, f func(got, want string) bool) {
 		if len(want) == 0 {
 			return
 		}
 		d.attributeNames(field+"."+dialect, want, false)
-		c := &comparison{compare: f}
+		c := &comparison{compare: f, equal: equal}
 		for _, name := range slices.Sorted(maps.Keys(want)) {
 			c.add(name, want[name])
 		}
 		found = append(found, c)
 	}
-	compare("exact", s.Exact, func(got, want string) bool { return got == want })
-	compare("prefix", s.Prefix, strings.HasPrefix)
-	compare("suffix", s.Suffix, strings.HasSuffix)
+	compare("exact", s.Exact, true, func(got, want string) bool { return got == want })
+	compare("prefix", s.Prefix, false, strings.HasPrefix)
+	compare("suffix", s.Suffix, false, strings.HasSuffix)
 	if len(s.All) > 0 {
 		found = append(found, d.list(field+".all", s.All))
 	}
@@ -153,6 +153,8 @@ func (d *document) attributeNames(field string, attributes map[string]string, em
 type comparison struct {
 	names, values []string
 	compare       func(got, want string) bool
+	// equal says that compare lets nothing but the value pass, unless that is empty.
+	equal bool
 }
 
 func (c *comparison) add(name, value string) {

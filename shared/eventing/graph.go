@@ -48,6 +48,10 @@ type Broker struct {
 	Delivery    *Delivery
 }
 
+// Group is the consumer group in which engines share the Broker's partitions. Nothing
+// is committed to it.
+func (b *Broker) Group() string { return "knative-broker-" + b.Namespace + "-" + b.Name }
+
 // Trigger sends the events of a Broker that pass its filter to its subscriber.
 type Trigger struct {
 	Object
@@ -62,7 +66,8 @@ type Trigger struct {
 	Ordered bool
 }
 
-// Group is the Trigger's consumer group, named as Knative names it.
+// Group is the consumer group that the Trigger's offsets are committed to, named as
+// Knative names it. It has no members.
 func (t *Trigger) Group() string { return "knative-trigger-" + t.Namespace + "-" + t.Name }
 
 // KafkaSource turns the records of topics into events.

@@ -82,6 +82,24 @@ func Decode(m *events.Message, r *kgo.Record) bool {
 	return isEvent
 }
 
+// Type is the type attribute of the event that the record holds, found without
+// decoding the rest: "" when there is none. It is not known of events in structured
+// content mode.
+func Type(r *kgo.Record) (typ string, known bool) {
+	for i := range r.Headers {
+		h := &r.Headers[i]
+		switch h.Key {
+		case headerPrefix + "type":
+			typ = textOf(h.Value)
+		case contentType:
+			if isStructured(textOf(h.Value)) {
+				return "", false
+			}
+		}
+	}
+	return typ, true
+}
+
 func isStructured(value string) bool {
 	if !strings.HasPrefix(value, "application/cloudevents") {
 		return false
