@@ -1,8 +1,6 @@
 package main
 
 import (
-	"strings"
-
 	"github.com/millrace-dev/millrace/infra/local/internal/supervise"
 )
 
@@ -18,18 +16,7 @@ type companion struct {
 // companions are all there are.
 var companions = []companion{
 	{"cdc", (*parts).cdcSpec},
-}
-
-// cdcSpec captures the changes of a table of the own database. One that the user
-// named may not allow it: it needs wal_level=logical.
-func (w *parts) cdcSpec() (supervise.Spec, bool, error) {
-	if w.database.server == nil {
-		return supervise.Spec{}, false, nil
-	}
-	spec, err := w.embedded("cdc", []string{
-		"GOGC=50", "DATABASE_URL=" + w.database.url, "KAFKA_BROKERS=" + strings.Join(w.kafka.Brokers, ","),
-	}, nil, nil)
-	return spec, true, err
+	{rowProducer, (*parts).rowProducerSpec},
 }
 
 // startCompanions starts those that this platform has.

@@ -111,6 +111,8 @@ type session struct {
 	// told to forget.
 	seen, confirmed pglogrepl.LSN
 	streaming       bool
+	// columns are those that the log was told of.
+	columns string
 	// trusted says that the topic's end tells what it holds; refused that a record
 	// was not taken.
 	trusted, refused bool
@@ -354,7 +356,12 @@ func (s *session) use(list []attribute) (*relation, error) {
 	for i, a := range list {
 		names[i] = a.Name
 	}
-	s.log.Info("the table has columns", "table", s.cfg.Table, "columns", strings.Join(names, " "))
+	columns := strings.Join(names, " ")
+	if columns == s.columns {
+		return r, nil // sent again, as the server does now and then
+	}
+	s.columns = columns
+	s.log.Info("the table has columns", "table", s.cfg.Table, "columns", columns)
 	if unknown := r.unknown(); len(unknown) > 0 {
 		s.log.Warn("columns are left out of the records: nothing here knows their types", "table", s.cfg.Table, "columns", strings.Join(unknown, " "))
 	}
