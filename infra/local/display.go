@@ -128,9 +128,9 @@ func (d *display) stopping(failure error) {
 func (d *display) summary(s Status) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	fmt.Fprintf(d.out, "stopped after %s: %s raw, %s valid, %s invalid, lake %s records in %s objects; the next start goes on from here (%s)\n",
+	fmt.Fprintf(d.out, "stopped after %s: %s raw, %s valid, %s invalid, lake %s records in %s objects, gold %s rows; the next start goes on from here (%s)\n",
 		age(time.Since(s.Started)), count(s.Raw.Total), count(s.Validated.Total), count(s.Invalid.Total),
-		count(s.Lake.Records), count(s.Lake.Objects), s.StateIn)
+		count(s.Lake.Records), count(s.Lake.Objects), count(s.Warehouse.Facts), s.StateIn)
 }
 
 // close gives the terminal back. It may be called at any time, more than once.

@@ -40,10 +40,15 @@ type Status struct {
 	Topics      []TopicStatus   `json:"topics"`
 	Deliveries  []Delivery      `json:"deliveries"`
 	Lake        LakeStatus      `json:"lake"`
+	Warehouse   WarehouseStatus `json:"warehouse"`
+	Features    FeatureStatus   `json:"features"`
 	DeadLetters uint64          `json:"deadLettersSinceStart"`
 	Processes   []ProcessStatus `json:"processes"`
-	RSSBytes    int64           `json:"rssBytes"`
-	Events      []LogEvent      `json:"events"`
+	// RSSBytes counts memory that processes of the same program share once.
+	RSSBytes int64      `json:"rssBytes"`
+	Events   []LogEvent `json:"events"`
+	// LeftOut is what this machine cannot run.
+	LeftOut []leftOut `json:"leftOut,omitempty"`
 	// Problems are what the collector itself could not read.
 	Problems []string `json:"problems,omitempty"`
 }
@@ -152,9 +157,16 @@ type collector struct {
 	events  []LogEvent
 	meters  map[string]*meter
 	ends    kadm.ListedOffsets
-	lake    LakeStatus
+	slow    slowStatus
 	failing map[string]bool // deliveries that were reported as failing
 	onEvent func(LogEvent)
+}
+
+// slowStatus is what is measured at leisure.
+type slowStatus struct {
+	lake      LakeStatus
+	warehouse WarehouseStatus
+	features  FeatureStatus
 }
 
 // keptEvents bounds the events that Status shows.
@@ -192,7 +204,13 @@ func (c *collector) latest() Status {
 
 // run collects until ctx ends and calls update after each round.
 func (c *collector) run(ctx context.Context, update func(Status)) {
-	go c.watchLake(ctx)
+	for _, measure := range []func(context.Context) (func(*slowStatus), error){
+		measuring(c.measureLake, func(s *slowStatus, v LakeStatus) { s.lake = v }),
+		measuring(c.measureWarehouse, func(s *slowStatus, v WarehouseStatus) { s.warehouse = v }),
+		measuring(c.measureFeatures, func(s *slowStatus, v FeatureStatus) { s.features = v }),
+	} {
+		go c.watch(ctx, measure)
+	}
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	for {
@@ -239,7 +257,7 @@ func (c *collector) collect(ctx context.Context) {
 		problems = append(problems, "Kafka does not answer: "+err.Error())
 	}
 	stats := c.engine()
-	processes := c.processes()
+	processes, rss := c.processes()
 
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -249,7 +267,8 @@ func (c *collector) collect(ctx context.Context) {
 	}
 	s := Status{
 		Version: telemetry.BuildVersion(), State: c.state, Time: now, Started: c.started, StateIn: c.parts.state.path,
-		URLs: c.urls(), Lake: c.lake, Processes: processes, Problems: problems,
+		URLs: c.urls(), Lake: c.slow.lake, Warehouse: c.slow.warehouse, Features: c.slow.features,
+		Processes: processes, Problems: problems, LeftOut: c.parts.leftOut,
 	}
 	for topic, role := range c.roles() {
 		t := TopicStatus{Name: topic, Role: role}
@@ -282,9 +301,7 @@ func (c *collector) collect(ctx context.Context) {
 		s.Deliveries = append(s.Deliveries, d)
 		s.DeadLetters += f.DeadLettered
 	}
-	for i := range s.Processes {
-		s.RSSBytes += s.Processes[i].RSSBytes
-	}
+	s.RSSBytes = rss
 	c.status = s
 	c.reportFailing(s.Deliveries)
 }
@@ -319,7 +336,8 @@ func (c *collector) meter(name string) *meter {
 	return m
 }
 
-func (c *collector) processes() []ProcessStatus {
+// processes are all there are, and the memory of all.
+func (c *collector) processes() ([]ProcessStatus, int64) {
 	all := []ProcessStatus{{Name: "runner", State: supervise.Ready, PID: c.self, Since: c.started, Address: local(c.parts.ports["ingress"])}}
 	for _, st := range c.sup.Status() {
 		p := ProcessStatus{Name: st.Name, State: st.State, PID: st.PID, Restarts: st.Restarts, Since: st.Since, Err: st.Err}
@@ -328,6 +346,7 @@ func (c *collector) processes() []ProcessStatus {
 		}
 		all = append(all, p)
 	}
+	total, shared := int64(0), map[string]int64{}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for i := range all {
@@ -335,14 +354,19 @@ func (c *collector) processes() []ProcessStatus {
 		if p.PID == 0 {
 			continue
 		}
-		rss, cpu, err := supervise.Usage(p.PID)
+		u, err := supervise.UsageOf(p.PID)
 		if err != nil {
 			continue // it died between the two looks
 		}
-		p.RSSBytes = rss
-		p.CPUPercent = math.Max(0, 100*c.meter("cpu "+p.Name).add(time.Now(), cpu.Seconds()))
+		p.RSSBytes = u.Own + u.Shared
+		p.CPUPercent = math.Max(0, 100*c.meter("cpu "+p.Name).add(time.Now(), u.CPU.Seconds()))
+		total += u.Own
+		shared[u.Program] = max(shared[u.Program], u.Shared)
 	}
-	return all
+	for _, bytes := range shared {
+		total += bytes
+	}
+	return all, total
 }
 
 func (c *collector) urls() []URL {
@@ -351,21 +375,39 @@ func (c *collector) urls() []URL {
 	for _, b := range c.parts.platform.graph.Brokers {
 		urls = append(urls, URL{"broker", ingress + "/" + b.Namespace + "/" + b.Name})
 	}
-	urls = append(urls, URL{"kafka", strings.Join(c.parts.kafka.Brokers, ",")}, URL{"s3", c.parts.s3.Endpoint})
+	urls = append(urls, URL{"kafka", strings.Join(c.parts.kafka.Brokers, ",")}, URL{"s3", c.parts.s3.Endpoint},
+		URL{"redis", c.parts.redis.address()})
+	if c.parts.database.url != "" {
+		urls = append(urls, URL{"postgres", c.parts.database.address()})
+	}
+	for _, api := range []struct{ function, name string }{{"featurize", "features"}, {"predict", "predictions"}} {
+		if slices.ContainsFunc(c.parts.platform.services, func(s service) bool { return s.name == api.function }) {
+			urls = append(urls, URL{api.name, "http://" + local(c.parts.ports[api.function])})
+		}
+	}
 	return urls
 }
 
-// watchLake measures the lake. Listing it takes the longer the larger it is, so it
-// is done at leisure: at most a twentieth of the time.
-func (c *collector) watchLake(ctx context.Context) {
+// measuring makes of a measurement one that says how to note its result.
+func measuring[T any](measure func(context.Context) (T, error), note func(*slowStatus, T)) func(context.Context) (func(*slowStatus), error) {
+	return func(ctx context.Context) (func(*slowStatus), error) {
+		found, err := measure(ctx)
+		return func(s *slowStatus) { note(s, found) }, err
+	}
+}
+
+// watch measures until ctx ends. What it measures takes the longer the larger a store
+// is, so it is done at leisure: at most a twentieth of the time. What fails keeps the
+// value before; that a store is away is seen elsewhere.
+func (c *collector) watch(ctx context.Context, measure func(context.Context) (func(*slowStatus), error)) {
 	for {
 		began := time.Now()
 		ask, cancel := context.WithTimeout(ctx, time.Minute)
-		found, err := c.measureLake(ask)
+		note, err := measure(ask)
 		cancel()
 		if err == nil {
 			c.mu.Lock()
-			c.lake = found
+			note(&c.slow)
 			c.mu.Unlock()
 		}
 		pause := max(3*time.Second, 20*time.Since(began))

@@ -1,9 +1,11 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"math"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -101,43 +103,87 @@ func render(s Status, width, height int) []string {
 	foot := new(line)
 	foot.add(dim, cut(fmt.Sprintf(" %s   logs %s   Ctrl-C stops", s.URLs[0].URL, filepath.Join(s.StateIn, "log")), width-1))
 
+	out := []string{title.String(), flow.String(), lake.String()}
+	out = append(append(out, storeLines(s, right)...), "")
+	body := height - len(out) - 1
+	out = append(out, tables(s, right, body)...)
+	for len(out) < height-1 {
+		out = append(out, "")
+	}
+	return append(out[:height-1], foot.String())
+}
+
+// storeLines are about the warehouse and the online store.
+func storeLines(s Status, right int) []string {
+	w := s.Warehouse
+	gold := new(line)
+	gold.add(plain, " gold ")
+	if len(s.LeftOut) > 0 {
+		gold.add(red, cut(s.LeftOut[0].String(), right-gold.width))
+	} else {
+		gold.add(bold, shortCount(w.Facts)).add(plain, " rows")
+		if last := w.LastRun; !last.Finished.IsZero() {
+			gold.add(plain, ", last step "+last.Step)
+			if since := " " + ago(s.Time.Sub(last.Finished)); gold.width+len(since) < right-20 {
+				gold.add(plain, since)
+			}
+		}
+		look := plain
+		if w.FailedRuns > 0 {
+			look = red
+		}
+		gold.right(look, "failed steps "+shortCount(w.FailedRuns), right)
+	}
+	features := new(line)
+	features.add(plain, " features of ").add(bold, shortCount(s.Features.Entities)).add(plain, " entities, ").
+		add(bold, shortCount(s.Features.Sessions)).add(plain, " sessions")
+	for _, u := range s.URLs {
+		if u.Name == "features" && features.width+len(u.URL)+6 < right {
+			features.right(plain, "API "+u.URL, right)
+		}
+	}
+	return []string{gold.String(), features.String()}
+}
+
+// tables are the deliveries, the processes, what happened and the topics, in this
+// order of importance, on a number of lines. Each has a header and a blank line.
+func tables(s Status, right, room int) []string {
 	topics := topicLines(s, right)
 	active, idle := deliveryLines(s, right)
-	processes := processLines(s, right)
+	processes, header := processLines(s, right), processHeader(right)
 	events := eventLines(s, right)
-
-	// The fixed lines, then the most telling of each table, then the rest as far as
-	// there is room. Each table has a header and a blank line before it.
-	room := height - 4
+	few := 3 // events that are shown at least
+	if room < 24 {
+		few = 2
+	}
+	if len(processes)+min(len(active), 6)+min(len(events), few)+5 > room {
+		processes, header = processCells(s, right), new(line).add(dim, " PROCESS, memory, cpu").String()
+	}
 	take := func(lines []string, spare int) []string {
 		n := max(0, min(len(lines), room-spare))
 		room -= n
 		return lines[:n]
 	}
-	const tables = 4 // two headers, two blank lines
-	room -= tables
+	room -= 3 // two headers and a blank line between the tables
 	shownProcesses := take(processes, min(len(active), 3))
-	shownActive := take(active, 0)
 	room-- // the blank line before the events
+	shownActive := take(active, min(len(events), few))
 	shownEvents := take(events, 0)
-	if keep := 3; len(idle) > 0 && room < len(idle) && len(shownEvents) > keep {
-		room += len(shownEvents) - keep
-		shownEvents = shownEvents[:keep]
+	if len(idle) > 0 && room < len(idle) && len(shownEvents) > few {
+		room += len(shownEvents) - few
+		shownEvents = shownEvents[:few]
 	}
 	shownIdle := take(idle, 0)
-	var shownTopics []string
-	if room >= len(topics)+2 {
-		shownTopics = topics
-	}
 
-	out := []string{title.String(), flow.String(), lake.String(), ""}
-	if shownTopics != nil {
+	var out []string
+	if room >= len(topics)+2 {
 		out = append(out, new(line).add(dim, " TOPIC").right(dim, "now/s", right-14).right(dim, "records", right).String())
-		out = append(append(out, shownTopics...), "")
+		out = append(append(out, topics...), "")
 	}
-	out = append(out, deliveryHeader(right))
+	hidden := len(active) + len(idle) - len(shownActive) - len(shownIdle)
+	out = append(out, deliveryHeader(right, hidden))
 	out = append(append(out, shownActive...), shownIdle...)
-	out = append(out, "", processHeader(right))
+	out = append(out, "", header)
 	out = append(out, shownProcesses...)
 	if len(shownEvents) > 0 {
 		out = append(out, "")
@@ -146,10 +192,7 @@ func render(s Status, width, height int) []string {
 			out = append(out, shownEvents[i])
 		}
 	}
-	for len(out) < height-1 {
-		out = append(out, "")
-	}
-	return append(out[:height-1], foot.String())
+	return out
 }
 
 func topicLines(s Status, right int) []string {
@@ -175,14 +218,28 @@ const (
 	addressColumn = 0
 )
 
-func deliveryHeader(right int) string {
-	return new(line).add(dim, " DELIVERY").right(dim, "now/s", right-36).right(dim, "delivered", right-deliveredColumn).
+func deliveryHeader(right, hidden int) string {
+	l := new(line).add(dim, " DELIVERY")
+	if hidden > 0 {
+		l.add(dim, fmt.Sprintf(" (%d more)", hidden))
+	}
+	return l.right(dim, "now/s", right-36).right(dim, "delivered", right-deliveredColumn).
 		right(dim, "lag", right-lagColumn).right(dim, "retries", right-retryColumn).right(dim, "dead", right).String()
 }
 
-// deliveryLines are the sources and triggers, and apart those that had nothing to do.
+// deliveryLines are the sources and triggers, those in trouble and those with the most
+// work first, and apart those that had nothing to do.
 func deliveryLines(s Status, right int) (active, idle []string) {
-	for _, d := range s.Deliveries {
+	trouble := func(d Delivery) int {
+		if !d.FailingSince.IsZero() || d.DeadLettered > 0 {
+			return 0
+		}
+		return 1
+	}
+	deliveries := slices.SortedStableFunc(slices.Values(s.Deliveries), func(a, b Delivery) int {
+		return cmp.Or(cmp.Compare(trouble(a), trouble(b)), cmp.Compare(b.Delivered, a.Delivered))
+	})
+	for _, d := range deliveries {
 		l := new(line)
 		look := plain
 		if !d.FailingSince.IsZero() {
@@ -237,6 +294,37 @@ func processLines(s Status, right int) []string {
 	return lines
 }
 
+// processCells are the processes in short, several a line.
+func processCells(s Status, right int) []string {
+	const cell = 26
+	var lines []string
+	var l *line
+	for i, p := range s.Processes {
+		perLine := max(1, (right+2)/cell)
+		if i%perLine == 0 {
+			if l != nil {
+				lines = append(lines, l.String())
+			}
+			l = new(line)
+		}
+		start := i % perLine * cell
+		l.to(start)
+		if p.State != supervise.Ready {
+			l.add(red, " "+cut(p.Name+" "+string(p.State), cell-2))
+			continue
+		}
+		look := plain
+		if p.Restarts > 0 {
+			look = red
+		}
+		l.add(look, " "+cut(p.Name, 10)).right(plain, bytesText(p.RSSBytes), start+18).right(plain, fmt.Sprintf("%.0f %%", p.CPUPercent), start+cell-2)
+	}
+	if l != nil {
+		lines = append(lines, l.String())
+	}
+	return lines
+}
+
 // eventLines are the events, newest first, each on one line.
 func eventLines(s Status, right int) []string {
 	var lines []string
@@ -263,9 +351,14 @@ func summaryLine(s Status) string {
 	for _, p := range s.Processes {
 		restarts += p.Restarts
 	}
-	return fmt.Sprintf("raw %s/s, valid %s/s, invalid %s/s (%.1f %%), lag %s, lake %s records in %s objects (%s), dead letters %s, restarts %d, memory %s",
+	gold := "no warehouse"
+	if len(s.LeftOut) == 0 {
+		gold = fmt.Sprintf("gold %s rows, failed steps %s", count(s.Warehouse.Facts), count(s.Warehouse.FailedRuns))
+	}
+	return fmt.Sprintf("raw %s/s, valid %s/s, invalid %s/s (%.1f %%), lag %s, lake %s records in %s objects (%s), %s, features of %s entities, dead letters %s, restarts %d, memory %s",
 		rateText(s.Raw.PerSecond), rateText(s.Validated.PerSecond), rateText(s.Invalid.PerSecond), 100*s.InvalidShare, count(lag),
-		count(s.Lake.Records), count(s.Lake.Objects), bytesText(s.Lake.Bytes), count(int64(s.DeadLetters)), restarts, bytesText(s.RSSBytes))
+		count(s.Lake.Records), count(s.Lake.Objects), bytesText(s.Lake.Bytes), gold, count(s.Features.Entities),
+		count(int64(s.DeadLetters)), restarts, bytesText(s.RSSBytes))
 }
 
 // count writes a number with commas.

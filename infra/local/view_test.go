@@ -18,11 +18,13 @@ func busy() Status {
 	now := time.Date(2026, 11, 22, 3, 4, 5, 0, time.UTC)
 	s := Status{
 		Version: "v1.2.3", State: "running", Time: now, Started: now.Add(-754 * time.Second), StateIn: "/home/user/millrace/.local",
-		URLs:      []URL{{"status", "http://127.0.0.1:8080/status"}},
+		URLs:      []URL{{"status", "http://127.0.0.1:8080/status"}, {"features", "http://127.0.0.1:8083"}},
 		Raw:       Rate{1_234_567, 10_012.4},
 		Validated: Rate{1_111_111, 9010}, Invalid: Rate{123_456, 1002.4}, InvalidShare: 0.1001,
-		Lake:     LakeStatus{Objects: 340, Bytes: 1_234_000_000, Records: 1_200_000, LastWrite: now.Add(-3 * time.Second)},
-		RSSBytes: 284_000_000, DeadLetters: 2,
+		Lake:      LakeStatus{Objects: 340, Bytes: 1_234_000_000, Records: 1_200_000, LastWrite: now.Add(-3 * time.Second)},
+		Warehouse: WarehouseStatus{Facts: 1_100_000, Runs: 4000, FailedRuns: 1, LastRun: LastRun{Step: "check", State: "succeeded", Finished: now.Add(-2 * time.Second)}},
+		Features:  FeatureStatus{Entities: 45_678, Sessions: 12_345},
+		RSSBytes:  284_000_000, DeadLetters: 2,
 	}
 	for i := range 6 {
 		s.Topics = append(s.Topics, TopicStatus{Name: fmt.Sprintf("topic.with.a.rather.long.name.number-%d", i), Role: rawRole, Rate: Rate{int64(i) * 1000, 12}})
@@ -35,7 +37,7 @@ func busy() Status {
 		s.Deliveries = append(s.Deliveries, d)
 	}
 	s.Deliveries[0].FailingSince = now
-	for _, name := range []string{"runner", "kafka", "s3", "deadletter", "lake", "validate", "loadgen"} {
+	for _, name := range []string{"runner", "kafka", "s3", "redis", "postgres", "cdc", "deadletter", "etl-step", "featurize", "ingest", "lake", "store", "validate", "loadgen"} {
 		s.Processes = append(s.Processes, ProcessStatus{
 			Name: name, State: supervise.Ready, PID: 1_234_567, Address: "127.0.0.1:65000", RSSBytes: 61_000_000, CPUPercent: 199, Restarts: 3,
 		})
@@ -74,27 +76,28 @@ func TestScreenOf80x24ShowsWhatMatters(t *testing.T) {
 	long := strings.Repeat("long ", 60)
 	event := func(n int) string { return cut(fmt.Sprintf(" 03:04:05 validate event %d %s", n, long), 79) }
 	want := []string{
-		" Millrace v1.2.3  running 00:12:34                          7 processes, 284 MB",
+		" Millrace v1.2.3  running 00:12:34                         14 processes, 284 MB",
 		" raw 10,012/s  →  valid 9,010/s  invalid 1,002/s (10.0 %)",
 		" lake 1,200,000 records in 340 objects, 1.2 GB, 3 s ago          dead letters 2",
+		" gold 1,100,000 rows, last step check 2 s ago                    failed steps 1",
+		" features of 45,678 entities, 12,345 sessions         API http://127.0.0.1:8083",
 		"",
-		" DELIVERY                             now/s   delivered       lag retries  dead",
+		" DELIVERY (3 more)                    now/s   delivered       lag retries  dead",
 		" trigger-0 trigger                   10,000      1,234M   123,456       0     0",
 		" trigger-1 trigger                   10,000      1,234M   123,456       0     0",
 		" trigger-2 trigger                   10,000      1,234M   123,456       0     0",
 		" trigger-3 trigger                   10,000      1,234M   123,456       0     0",
 		" trigger-4 trigger                   10,000      1,234M   123,456       0     0",
+		" trigger-5 trigger                        0           0         0       0     0",
 		"",
-		" PROCESS       state          pid  memory     cpu starts                address",
-		" runner        ready      1234567   61 MB   199 %      4        127.0.0.1:65000",
-		" kafka         ready      1234567   61 MB   199 %      4        127.0.0.1:65000",
-		" s3            ready      1234567   61 MB   199 %      4        127.0.0.1:65000",
-		" deadletter    restarting 1234567   61 MB   199 %      4        127.0.0.1:65000",
-		" lake          ready      1234567   61 MB   199 %      4        127.0.0.1:65000",
-		" validate      ready      1234567   61 MB   199 %      4        127.0.0.1:65000",
-		" loadgen       ready      1234567   61 MB   199 %      4        127.0.0.1:65000",
+		" PROCESS, memory, cpu",
+		" runner      61 MB 199 %   kafka       61 MB 199 %   s3          61 MB 199 %",
+		" redis restarting          postgres    61 MB 199 %   cdc         61 MB 199 %",
+		" deadletter  61 MB 199 %   etl-step    61 MB 199 %   featurize   61 MB 199 %",
+		" ingest      61 MB 199 %   lake        61 MB 199 %   store       61 MB 199 %",
+		" validate    61 MB 199 %   loadgen     61 MB 199 %",
 		"",
-		event(27), event(28), event(29),
+		event(28), event(29),
 		" http://127.0.0.1:8080/status   logs /home/user/millrace/.local/log   Ctrl-C s…",
 	}
 	if diff := cmp.Diff(want, lines); diff != "" {

@@ -50,65 +50,63 @@ func statFields(pid int) ([]string, error) {
 	return f, nil
 }
 
-// Usage returns the resident memory in bytes and the CPU time that a process and its
-// children have used, those that have ended included. Memory that they share counts
-// once, as far as the system tells it apart.
-func Usage(pid int) (rss int64, cpu time.Duration, err error) {
-	if rss, cpu, err = usage(pid); err != nil {
-		return 0, 0, err
+// UsageOf is about a process and its children. Its CPU time includes that of children
+// that have ended.
+func UsageOf(pid int) (Usage, error) {
+	u, err := usage(pid)
+	if err != nil {
+		return Usage{}, err
 	}
 	children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
 	if err != nil {
-		return rss, cpu, nil //nolint:nilerr // some kernels do not list them
+		return u, nil //nolint:nilerr // some kernels do not list them
 	}
 	for field := range strings.FieldsSeq(string(children)) {
 		child, err := strconv.Atoi(field)
 		if err != nil {
 			continue
 		}
-		_, used, err := usage(child)
+		c, err := usage(child)
 		if err != nil {
 			continue // it has ended; its parent's times have it now, or soon
 		}
-		cpu += used
-		rss += own(child)
+		u.CPU += c.CPU
+		u.Own += c.Own
 	}
-	return rss, cpu, nil
+	return u, nil
 }
 
-// usage is about one process; its CPU time includes that of children that have ended.
-func usage(pid int) (rss int64, cpu time.Duration, err error) {
+// usage is about one process, and in CPU about its children that have ended.
+func usage(pid int) (Usage, error) {
 	f, err := statFields(pid)
 	if err != nil {
-		return 0, 0, err
+		return Usage{}, err
 	}
 	var ticks int64
 	for _, text := range f[11:15] { // utime, stime, cutime, cstime
 		n, err := strconv.ParseInt(text, 10, 64)
 		if err != nil {
-			return 0, 0, fmt.Errorf("reading /proc/%d/stat: not a number: %s", pid, text)
+			return Usage{}, fmt.Errorf("reading /proc/%d/stat: not a number: %s", pid, text)
 		}
 		ticks += n
 	}
-	pages, err := strconv.ParseInt(f[21], 10, 64)
-	if err != nil {
-		return 0, 0, fmt.Errorf("reading /proc/%d/stat: not a number: %s", pid, f[21])
-	}
 	// The kernel reports to user space in hundredths of a second on every
 	// architecture that Go supports.
-	return pages * int64(os.Getpagesize()), time.Duration(ticks) * (time.Second / 100), nil
+	u := Usage{CPU: time.Duration(ticks) * (time.Second / 100)}
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return Usage{}, err
+	}
+	u.Own, u.Shared = memory(status, "RssAnon"), memory(status, "RssFile")+memory(status, "RssShmem")
+	if u.Program, err = os.Readlink(fmt.Sprintf("/proc/%d/exe", pid)); err != nil {
+		return Usage{}, err
+	}
+	return u, nil
 }
 
-// own is the memory that a process shares with no other.
-func own(pid int) int64 {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	if err != nil {
-		return 0
-	}
-	_, rest, ok := bytes.Cut(b, []byte("\nRssAnon:"))
-	if !ok {
-		return 0
-	}
+// memory is a line of /proc/pid/status in bytes.
+func memory(status []byte, name string) int64 {
+	_, rest, _ := bytes.Cut(status, []byte("\n"+name+":"))
 	line, _, _ := bytes.Cut(rest, []byte("\n"))
 	kib, err := strconv.ParseInt(strings.TrimSuffix(strings.TrimSpace(string(line)), " kB"), 10, 64)
 	if err != nil {

@@ -30,27 +30,27 @@ func identify(pid int) (identity, error) {
 	return identity{start: strings.Join(f[:5], " "), exe: strings.Join(f[5:], " ")}, nil
 }
 
-// Usage returns the resident memory in bytes and the CPU time a process has used.
-func Usage(pid int) (rss int64, cpu time.Duration, err error) {
+// UsageOf is about a process. All of its memory counts as its own here.
+func UsageOf(pid int) (Usage, error) {
 	out, err := exec.Command("ps", "-o", "rss=,time=", "-p", strconv.Itoa(pid)).Output()
 	if err != nil {
-		return 0, 0, err
+		return Usage{}, err
 	}
 	f := strings.Fields(string(out))
 	if len(f) != 2 {
-		return 0, 0, fmt.Errorf("ps knows no process %d", pid)
+		return Usage{}, fmt.Errorf("ps knows no process %d", pid)
 	}
 	kib, err := strconv.ParseInt(f[0], 10, 64)
 	if err != nil {
-		return 0, 0, fmt.Errorf("reading ps: %w", err)
+		return Usage{}, fmt.Errorf("reading ps: %w", err)
 	}
 	var seconds float64
 	for _, part := range strings.Split(f[1], ":") {
 		n, err := strconv.ParseFloat(part, 64)
 		if err != nil {
-			return 0, 0, fmt.Errorf("reading ps: %w", err)
+			return Usage{}, fmt.Errorf("reading ps: %w", err)
 		}
 		seconds = seconds*60 + n
 	}
-	return kib << 10, time.Duration(seconds * float64(time.Second)), nil
+	return Usage{Own: kib << 10, CPU: time.Duration(seconds * float64(time.Second))}, nil
 }

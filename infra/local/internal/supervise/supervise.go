@@ -100,6 +100,16 @@ type Status struct {
 	Err      string    // why it is not ready, or how it died last
 }
 
+// Usage is what a process uses of the machine.
+type Usage struct {
+	// Own and Shared are bytes in memory: those that no other process has, and those of
+	// the program and of memory that it may share with others.
+	Own, Shared int64
+	// Program is whose Shared may be the same memory in several processes.
+	Program string
+	CPU     time.Duration // used since its start
+}
+
 // Supervisor runs children. Its methods are safe for concurrent use.
 type Supervisor struct {
 	logDir, runDir string
