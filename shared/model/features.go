@@ -152,6 +152,14 @@ func Text(s string) Value { return Value{kind: kindText, text: s} }
 // Missing tells whether there is no value.
 func (v Value) Missing() bool { return v.kind == kindMissing }
 
+// Float is the number, NaN of anything else.
+func (v Value) Float() float64 {
+	if v.kind != kindNumber {
+		return math.NaN()
+	}
+	return v.number
+}
+
 // UnmarshalJSON reads a number, a text, a truth value (1 or 0) or null.
 func (v *Value) UnmarshalJSON(b []byte) error {
 	switch b[0] {
