@@ -5,11 +5,11 @@ package redistest
 
 import (
 	"bufio"
-	"context"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -77,6 +77,18 @@ func (s *Server) stop() {
 	}
 }
 
+// Flush removes all data, as if the server had lost it.
+func (s *Server) Flush() {
+	s.t.Helper()
+	if s.mini != nil {
+		s.mini.FlushAll()
+		return
+	}
+	if answer, err := s.ask("FLUSHALL"); err != nil || answer != "+OK" {
+		s.t.Fatalf("FLUSHALL: %q, %v", answer, err)
+	}
+}
+
 // Restart starts the server again, with the data that it had.
 func (s *Server) Restart() {
 	s.t.Helper()
@@ -98,28 +110,33 @@ func (s *Server) Restart() {
 		s.t.Fatal(err)
 	}
 	s.cmd = cmd
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-	defer cancel()
-	for !s.answers(ctx) {
-		if ctx.Err() != nil {
+	for deadline := time.Now().Add(time.Minute); !s.answers(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
 			text, _ := os.ReadFile(filepath.Join(s.dir, "log"))
 			s.t.Fatalf("redis-server does not answer:\n%s", text)
 		}
-		time.Sleep(5 * time.Millisecond)
 	}
 }
 
 // answers tells whether the server has loaded its data.
-func (s *Server) answers(ctx context.Context) bool {
-	conn, err := new(net.Dialer).DialContext(ctx, "unix", s.socket())
+func (s *Server) answers() bool {
+	answer, err := s.ask("PING")
+	return err == nil && answer == "+PONG"
+}
+
+// ask sends a command without arguments and gives the line that is answered.
+func (s *Server) ask(command string) (string, error) {
+	conn, err := new(net.Dialer).Dial("unix", s.socket())
 	if err != nil {
-		return false
+		return "", err
 	}
 	defer conn.Close()
-	_ = conn.SetDeadline(time.Now().Add(time.Second))
-	if _, err := conn.Write([]byte("PING\r\n")); err != nil {
-		return false
+	if err := conn.SetDeadline(time.Now().Add(time.Minute)); err != nil {
+		return "", err
+	}
+	if _, err := conn.Write([]byte(command + "\r\n")); err != nil {
+		return "", err
 	}
 	line, err := bufio.NewReader(conn).ReadString('\n')
-	return err == nil && line == "+PONG\r\n"
+	return strings.TrimRight(line, "\r\n"), err
 }
