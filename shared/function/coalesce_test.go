@@ -148,6 +148,32 @@ func TestMaxBatchBoundsACall(t *testing.T) {
 	})
 }
 
+// The rest of a request that will be sent again must not get ahead of what failed.
+func TestCallsOfOneRequestEndWithAFailure(t *testing.T) {
+	var calls [][]string
+	s := newServer(t, Config{MaxBatch: 2}, HandlerFunc(func(_ context.Context, batch []event.Event) []Result {
+		results := make([]Result, len(batch))
+		var ids []string
+		for i := range batch {
+			ids = append(ids, batch[i].ID())
+			switch batch[i].ID() {
+			case "1":
+				results[i].Err = Invalid("bad for good")
+			case "3":
+				results[i].Err = Unavailable(errors.New("away"), time.Second)
+			}
+		}
+		calls = append(calls, ids)
+		return results
+	}))
+	if w := do(s, batchRequest(messages("0", "1", "2", "3", "4", "5", "6")...)); w.StatusCode != http.StatusServiceUnavailable {
+		t.Errorf("status %d", w.StatusCode)
+	}
+	if diff := cmp.Diff([][]string{{"0", "1"}, {"2", "3"}}, calls); diff != "" {
+		t.Errorf("calls (-want +got)\n%s", diff)
+	}
+}
+
 func TestFullQueueRefuses(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGate(echo)

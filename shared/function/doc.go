@@ -31,10 +31,10 @@
 // smaller when it waits.
 //
 // The events of one batch request stay together, in order, in one call, unless they
-// are more than MaxBatch; then they make several calls, one after the other. A
-// sender that waits for each answer before it sends the next event of a key
-// therefore has its events handled in order. Requests that are in flight at the same
-// time have no order.
+// are more than MaxBatch; then they make several calls, one after the other, until
+// one of them asks the sender to come again. A sender that waits for each answer
+// before it sends the next event of a key therefore has its events handled in order.
+// Requests that are in flight at the same time have no order.
 //
 // A call does not end when a client goes away; its context ends after
 // Config.HandlerTimeout, or when draining takes too long.

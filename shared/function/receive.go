@@ -200,12 +200,30 @@ func (s *Server) call(units []*unit) {
 				part = spans[from:to]
 			}
 			results = append(results, s.contain(all[from:to:to], part)...)
+			// The request will be sent again: what comes later must not get ahead of
+			// what failed.
+			if err := transient(results[from:]); err != nil {
+				for range len(all) - to {
+					results = append(results, Result{Err: err})
+				}
+				break
+			}
 		}
 	}
 	for _, u := range units {
 		n := len(u.events)
 		u.results, results = results[:n:n], results[n:]
 	}
+}
+
+// transient gives an error that makes the sender come again, nil if there is none.
+func transient(results []Result) error {
+	for i := range results {
+		if err := results[i].Err; err != nil && !permanent(Status(err)) {
+			return err
+		}
+	}
+	return nil
 }
 
 // errPanic marks results of a handler that panicked.
