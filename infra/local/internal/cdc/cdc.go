@@ -107,8 +107,8 @@ type session struct {
 	replication *pgconn.PgConn
 	publisher   *publisher
 
-	// seen is how far the log was read, confirmed how much of it the server was
-	// told to forget.
+	// seen is how far the log was read, confirmed how much of it the server may
+	// forget.
 	seen, confirmed pglogrepl.LSN
 	streaming       bool
 	// columns are those that the log was told of.
@@ -322,8 +322,9 @@ func (s *session) checkPublished(ctx context.Context) error {
 // given up, or that has not seen the table's changes, is dropped.
 func (s *session) checkSlot(ctx context.Context, fresh bool) (exists bool, err error) {
 	var plugin, database, status string
-	err = s.db.QueryRow(ctx, "SELECT plugin::text, database::text, coalesce(wal_status, '') FROM pg_replication_slots WHERE slot_name = $1", s.cfg.Slot).
-		Scan(&plugin, &database, &status)
+	err = s.db.QueryRow(ctx, `
+		SELECT plugin::text, database::text, coalesce(wal_status, ''), coalesce(confirmed_flush_lsn, '0/0')
+		FROM pg_replication_slots WHERE slot_name = $1`, s.cfg.Slot).Scan(&plugin, &database, &status, &s.confirmed)
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
 		return false, nil
@@ -340,6 +341,7 @@ func (s *session) checkSlot(ctx context.Context, fresh bool) (exists bool, err e
 	default:
 		return true, nil
 	}
+	s.confirmed = 0
 	if _, err := s.db.Exec(ctx, "SELECT pg_drop_replication_slot($1)", s.cfg.Slot); err != nil {
 		return false, fmt.Errorf("dropping replication slot %s: %w", s.cfg.Slot, err)
 	}

@@ -41,6 +41,7 @@ func (s *session) snapshot(ctx context.Context) error {
 	if _, err := s.db.Exec(ctx, "SELECT pg_copy_logical_replication_slot($1, $2, false)", temporary, s.cfg.Slot); err != nil {
 		return fmt.Errorf("making the replication slot %s: %w", s.cfg.Slot, err)
 	}
+	s.confirmed = point
 	s.log.Info("the snapshot is complete", "table", s.cfg.Table, "rows", rows, "lsn", point.String(), "seconds", time.Since(began).Seconds())
 	// The temporary slot goes with its connection, which cannot stream from another.
 	return s.reconnect(ctx)

@@ -90,7 +90,8 @@ func (s *session) receive(ctx context.Context, until time.Time) ([]byte, error) 
 	return nil, nil
 }
 
-// tell confirms what Kafka has acknowledged, and nothing else.
+// tell confirms what Kafka has acknowledged, and nothing else. Told nothing, the
+// server would take the capture for gone.
 func (s *session) tell(ctx context.Context) error {
 	end, idle, err := s.publisher.acknowledged()
 	if err != nil {
@@ -100,9 +101,6 @@ func (s *session) tell(ctx context.Context) error {
 	if idle {
 		// The table's changes are all in Kafka, so what others wrote is of no use.
 		s.confirmed = max(s.confirmed, s.seen)
-	}
-	if s.confirmed == 0 {
-		return nil
 	}
 	err = pglogrepl.SendStandbyStatusUpdate(ctx, s.replication, pglogrepl.StandbyStatusUpdate{
 		WALWritePosition: s.confirmed, WALFlushPosition: s.confirmed, WALApplyPosition: s.confirmed,
