@@ -64,6 +64,30 @@ test-manifests: ## Manifests against Knative's own types, and the event graph
 test-kafka: build ## The platform on a real Apache Kafka that gets killed; needs Java 17 and Maven
 	cd infra/local && TEST_REAL_KAFKA=1 go test -run '^TestRealKafka$$' -count=1 -timeout 15m -v .
 
+# The last version of MinIO, which can be had as a Go program only.
+MINIO := github.com/minio/minio@v0.0.0-20260212201848-7aac2a2c5b7c
+
+.PHONY: test-minio
+test-minio: ## Notifications of a real MinIO server, which is built (minutes, once), reach ingest
+	@mkdir -p $(BIN)
+	@if test -x $(BIN)/minio || GOBIN=$(CURDIR)/$(BIN) go install -trimpath -ldflags='-s -w' $(MINIO); \
+	  then TEST_MINIO=$(CURDIR)/$(BIN)/minio go test -count=1 -v ./infra/minio; \
+	  else echo "skipped: $(MINIO) cannot be built here"; fi
+
+MLFLOW := $(BIN)/mlflow-venv
+
+.PHONY: test-mlflow
+test-mlflow: build ## The registry's client and predict with a real MLflow server, which is installed (minutes, once)
+	@if test -x $(MLFLOW)/bin/mlflow || { python3 -m venv $(MLFLOW) && \
+	    $(MLFLOW)/bin/pip install -q -r shared/registry/registrytest/requirements.txt; }; \
+	  then TEST_S3_PROGRAM=$(CURDIR)/$(BIN)/millrace TEST_MLFLOW=$(CURDIR)/$(MLFLOW)/bin/mlflow \
+	    go test -count=1 -v -run 'TestMLflow|TestAliasDecides' ./shared/registry ./functions/predict; \
+	  else echo "skipped: MLflow cannot be installed here (python3 with venv, and its packages)"; fi
+
+.PHONY: test-etl
+test-etl: ## Ten rounds of ETL with kill -9 at random points: gold equals a rebuild, byte for byte (ROUNDS)
+	ETL_ROUNDS=$(or $(ROUNDS),10) go test -run '^TestKilledAtRandomGoldEqualsARebuild$$' -count=1 -timeout 30m -v ./functions/etl-step
+
 .PHONY: chaos
 chaos: build ## Ten rounds of kill -9 under load (CHAOS_ROUNDS, CHAOS_SEED)
 	cd infra/local && CHAOS_ROUNDS=$(or $(CHAOS_ROUNDS),10) CHAOS_SEED=$(CHAOS_SEED) \
