@@ -2,6 +2,7 @@ package cdc
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"time"
@@ -196,11 +197,53 @@ func parse(data []byte) (m pglogrepl.Message, err error) {
 			m, err = nil, fmt.Errorf("decoding a message of type %q: it is cut off or broken (%v)", data[0], r)
 		}
 	}()
+	if !whole(data) {
+		return nil, fmt.Errorf("decoding a message of type %q: it is cut off or broken", data[0])
+	}
 	m, err = pglogrepl.Parse(data)
 	if err != nil {
 		return nil, fmt.Errorf("decoding a message of type %q: %w", data[0], err)
 	}
 	return m, nil
+}
+
+// whole tells that the lists and rows of a message are as long as they say.
+func whole(data []byte) bool {
+	const header = 1 + 4 // type, and the table or a number of tables
+	switch pglogrepl.MessageType(data[0]) {
+	case pglogrepl.MessageTypeInsert, pglogrepl.MessageTypeUpdate, pglogrepl.MessageTypeDelete:
+		if len(data) < header {
+			return false
+		}
+	case pglogrepl.MessageTypeTruncate:
+		return len(data) > header && uint64(binary.BigEndian.Uint32(data[1:]))*4 == uint64(len(data)-header-1)
+	case pglogrepl.MessageTypeMessage:
+		return false // not asked for
+	default:
+		return true
+	}
+	for rest := data[header:]; len(rest) > 0; {
+		if len(rest) < 3 { // which row, number of columns
+			return false
+		}
+		columns := binary.BigEndian.Uint16(rest[1:])
+		rest = rest[3:]
+		for range columns {
+			if len(rest) < 1 {
+				return false
+			}
+			kind := rest[0]
+			rest = rest[1:]
+			if kind != pglogrepl.TupleDataTypeText && kind != pglogrepl.TupleDataTypeBinary {
+				continue
+			}
+			if len(rest) < 4 || uint64(len(rest)-4) < uint64(binary.BigEndian.Uint32(rest)) {
+				return false
+			}
+			rest = rest[4+binary.BigEndian.Uint32(rest):]
+		}
+	}
+	return true
 }
 
 func (d *decoder) message(ctx context.Context, message pglogrepl.Message, lsn pglogrepl.LSN) error {
