@@ -141,7 +141,12 @@ type platformProcess struct {
 // started yet. It runs without the shop producer.
 func newPlatform(t *testing.T, env ...string) *platformProcess {
 	t.Helper()
-	p := &platformProcess{t: t, state: t.TempDir(), base: freePorts(t, 32), env: env, out: &lockedBuffer{}}
+	// Who runs PostgreSQL when the tests run as root has to come through.
+	state := t.TempDir()
+	if err := os.Chmod(filepath.Dir(state), 0o711); err != nil {
+		t.Fatal(err)
+	}
+	p := &platformProcess{t: t, state: state, base: freePorts(t, 32), env: env, out: &lockedBuffer{}}
 	p.args = []string{
 		"up", "--root", checkout(), "--state", p.state, "--bin", bin(t), "--port-base", strconv.Itoa(p.base),
 		"--no-load", "--plain",
@@ -178,7 +183,7 @@ func (b *lockedBuffer) String() string {
 func cleanEnv(extra ...string) []string {
 	env := slices.DeleteFunc(os.Environ(), func(v string) bool {
 		name, _, _ := strings.Cut(v, "=")
-		for _, prefix := range []string{"KAFKA_", "S3_", "MILLRACE_", "CONTRACTS_DIR", "RATE", "NO_LOAD", "CREATE_TOPICS", "LOG_LEVEL", "DATABASE_URL", "REDIS_URL", "INGEST_TOKEN", "POSTGRES_BIN"} {
+		for _, prefix := range []string{"KAFKA_", "S3_", "MILLRACE_", "CONTRACTS_DIR", "RATE", "NO_LOAD", "CREATE_TOPICS", "LOG_LEVEL", "DATABASE_URL", "REDIS_URL", "INGEST_TOKEN", "POSTGRES_BIN", "MLFLOW_"} {
 			if strings.HasPrefix(name, prefix) {
 				return true
 			}

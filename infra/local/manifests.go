@@ -26,6 +26,7 @@ type service struct {
 type variable struct {
 	name, value       string
 	secret, secretKey string
+	optional          bool // the function does without the Secret
 }
 
 // platform is what the checkout describes.
@@ -93,8 +94,9 @@ func loadService(file string) (service, error) {
 							Value     string `yaml:"value"`
 							ValueFrom *struct {
 								SecretKeyRef *struct {
-									Name string `yaml:"name"`
-									Key  string `yaml:"key"`
+									Name     string `yaml:"name"`
+									Key      string `yaml:"key"`
+									Optional bool   `yaml:"optional"`
 								} `yaml:"secretKeyRef"`
 							} `yaml:"valueFrom"`
 						} `yaml:"env"`
@@ -125,7 +127,8 @@ func loadService(file string) (service, error) {
 		case e.ValueFrom.SecretKeyRef == nil:
 			return service{}, fmt.Errorf("%s: env %s: only a value or a secretKeyRef can be given to a local process", file, e.Name)
 		default:
-			v.secret, v.secretKey = e.ValueFrom.SecretKeyRef.Name, e.ValueFrom.SecretKeyRef.Key
+			ref := e.ValueFrom.SecretKeyRef
+			v.secret, v.secretKey, v.optional = ref.Name, ref.Key, ref.Optional
 		}
 		s.env = append(s.env, v)
 	}

@@ -126,6 +126,16 @@ func TestUnreachableStoresAreNamed(t *testing.T) {
 	p = newPlatform(t, "S3_ENDPOINT=http://"+nobody, "S3_ACCESS_KEY=a", "S3_SECRET_KEY=b")
 	requireAll(t, refused(t, p), nobody, "S3_ENDPOINT", "unset S3_ENDPOINT")
 
+	p = newPlatform(t, "DATABASE_URL=postgres://u:secret@"+nobody+"/shop")
+	out := refused(t, p)
+	requireAll(t, out, nobody, "DATABASE_URL", "unset it")
+	if strings.Contains(out, "secret") {
+		t.Error("the password is shown")
+	}
+
+	p = newPlatform(t, "REDIS_URL=redis://"+nobody+"/0")
+	requireAll(t, refused(t, p), nobody, "REDIS_URL", "unset it")
+
 	p = newPlatform(t, "S3_ENDPOINT=http://"+nobody)
 	requireAll(t, refused(t, p), "S3_ACCESS_KEY", "S3_SECRET_KEY")
 }
@@ -191,12 +201,19 @@ func TestMissingAndBrokenProgramsAreNamed(t *testing.T) {
 	if err == nil {
 		t.Fatal("it ran")
 	}
-	requireAll(t, string(out), "deadletter, lake, validate", "make build", "--bin")
+	requireAll(t, string(out), "deadletter, etl-step", "validate", "make build", "--bin")
 
 	// A function that ends at once is quoted.
 	programs := t.TempDir()
-	for _, s := range []string{"deadletter", "lake"} {
-		if err := os.Symlink(filepath.Join(bin(t), s), filepath.Join(programs, s)); err != nil {
+	built, err := os.ReadDir(bin(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range built {
+		if f.Name() == "validate" {
+			continue
+		}
+		if err := os.Symlink(filepath.Join(bin(t), f.Name()), filepath.Join(programs, f.Name())); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -227,6 +244,9 @@ func TestWrongSettingsAreNamed(t *testing.T) {
 		{"port base", []string{"--port-base", "80"}, "", []string{"--port-base", "MILLRACE_PORT_BASE"}},
 		{"not a checkout", []string{"--root", os.TempDir()}, "", []string{"checkout", "--root"}},
 		{"number", nil, "MILLRACE_KAFKA_BYTES=4G", []string{"MILLRACE_KAFKA_BYTES", "4G"}},
+		{"database", nil, "DATABASE_URL=postgres://host:port/db", []string{"DATABASE_URL", "port"}},
+		{"redis", nil, "REDIS_URL=localhost:6379", []string{"REDIS_URL", "redis://"}},
+		{"folder of PostgreSQL", nil, "POSTGRES_BIN=/nowhere", []string{"POSTGRES_BIN=/nowhere"}},
 		{"unknown flag", []string{"--nope"}, "", []string{"-nope", "up -h"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -238,6 +258,35 @@ func TestWrongSettingsAreNamed(t *testing.T) {
 			requireAll(t, refused(t, p), tc.wants...)
 		})
 	}
+}
+
+func TestWithoutPostgreSQLTheRestGoesOn(t *testing.T) {
+	t.Parallel()
+	if os.Getuid() != 0 {
+		t.Skip("for root a folder that PostgreSQL's user may not enter does as well as a machine without its programs")
+	}
+	p := newPlatform(t)
+	if err := os.Chmod(filepath.Dir(p.state), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	p.start()
+	requireAll(t, p.out.String(), "etl-step, ", "not started", "may not enter "+filepath.Dir(p.state), "DATABASE_URL")
+	p.startLoad("-rate", "0", "-count", "500").wait()
+	eventually(t, "features are online", func() bool {
+		s, err := p.askStatus()
+		return err == nil && s.Validated.Total > 400 && s.Features.Entities > 0
+	}, p.out.String)
+	s, err := p.askStatus()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.DeadLetters != 0 {
+		t.Errorf("%d dead letters", s.DeadLetters)
+	}
+	if lines := strings.Join(render(s, 80, 24), "\n"); !strings.Contains(ansi.ReplaceAllString(lines, ""), " gold etl-step, store not started. PostgreSQL cannot run here") {
+		t.Errorf("the screen does not say it:\n%s", lines)
+	}
+	p.stop()
 }
 
 func TestStatusSaysThatNothingRuns(t *testing.T) {

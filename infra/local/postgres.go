@@ -151,20 +151,28 @@ func (w *parts) checkDatabase(ctx context.Context) error {
 	return nil
 }
 
+// openRegistry leaves out what needs a model registry when there is none to be had.
+func (w *parts) openRegistry() {
+	if os.Getenv("MLFLOW_TRACKING_URI") == "" {
+		w.leaveOut("MLFLOW_TRACKING_URI", "It needs a model registry: name an MLflow with MLFLOW_TRACKING_URI.")
+	}
+}
+
 // leftOut is what does not run on this machine, and why.
 type leftOut struct {
-	Names  []string `json:"names"`
-	Reason string   `json:"reason"`
+	Variable string   `json:"variable"` // what they need
+	Names    []string `json:"names"`
+	Reason   string   `json:"reason"`
 }
 
 // leaveOut takes the functions that need a variable, and the Triggers that deliver to
 // them, out of the platform: events for a function that is not there would go to the
 // dead letters. A Trigger that has run before goes on where it was once it is back.
 func (w *parts) leaveOut(name, reason string) {
-	out := leftOut{Reason: reason, Names: []string{}}
+	out := leftOut{Variable: name, Reason: reason}
 	p := w.platform
 	p.services = slices.DeleteFunc(p.services, func(s service) bool {
-		needs := slices.ContainsFunc(s.env, func(v variable) bool { return v.name == name })
+		needs := slices.ContainsFunc(s.env, func(v variable) bool { return v.name == name && !v.optional })
 		if needs {
 			out.Names = append(out.Names, s.name)
 			p.graph.Triggers = slices.DeleteFunc(p.graph.Triggers, func(t *eventing.Trigger) bool {
@@ -173,12 +181,9 @@ func (w *parts) leaveOut(name, reason string) {
 		}
 		return needs
 	})
-	w.leftOut = append(w.leftOut, out)
+	if len(out.Names) > 0 {
+		w.leftOut = append(w.leftOut, out)
+	}
 }
 
-func (o leftOut) String() string {
-	if len(o.Names) == 0 {
-		return o.Reason
-	}
-	return strings.Join(o.Names, ", ") + " not started. " + o.Reason
-}
+func (o leftOut) String() string { return strings.Join(o.Names, ", ") + " not started. " + o.Reason }

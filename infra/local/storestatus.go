@@ -40,6 +40,16 @@ type FeatureStatus struct {
 	InMemory bool `json:"inMemory,omitempty"`
 }
 
+// noWarehouse says why there is none, "" when there is one.
+func (s *Status) noWarehouse() string {
+	for _, out := range s.LeftOut {
+		if out.Variable == "DATABASE_URL" {
+			return out.String()
+		}
+	}
+	return ""
+}
+
 // measureWarehouse counts what is in gold. Before the functions have made the tables
 // there is nothing.
 func (c *collector) measureWarehouse(ctx context.Context) (WarehouseStatus, error) {

@@ -24,6 +24,9 @@ const (
 	// startTimeout bounds the wait for each part at the start. A large log that was
 	// not closed cleanly takes the embedded Kafka a while to read.
 	startTimeout = 2 * time.Minute
+	// functionTimeout is how long the start waits for functions to be ready. Those that
+	// are not by then have a reason.
+	functionTimeout = 10 * time.Second
 	// stopTimeout bounds a clean stop as a whole.
 	stopTimeout = time.Minute
 	// memoryLimit is the runner's own; its children have theirs.
@@ -71,6 +74,7 @@ func runUp(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if err := w.openRedis(); err != nil {
 		return err
 	}
+	w.openRegistry()
 	if err := w.checkPrograms(); err != nil {
 		return err
 	}
@@ -94,7 +98,7 @@ func runUp(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		r.collector.event("runner", "ended what an earlier run had left: "+strings.Join(ended, ", "), false)
 	}
 	for _, out := range w.leftOut {
-		r.collector.event("runner", out.String(), true)
+		r.collector.event("runner", out.String(), out.Variable == "DATABASE_URL")
 	}
 	if w.inMemory() {
 		r.collector.event("redis", "there is no redis-server in PATH, so features are kept in memory: they are gone when this ends", false)
@@ -355,8 +359,16 @@ func (r *runner) startFunctions(ctx context.Context) error {
 		}
 		r.functions = append(r.functions, child)
 	}
+	patient, cancel := context.WithTimeout(ctx, functionTimeout)
+	defer cancel()
 	for i, s := range r.platform.services {
-		if err := waitReady(ctx, r.functions[i]); err != nil {
+		err := r.functions[i].WaitReady(patient)
+		if st := r.functions[i].Status(); err != nil && ctx.Err() == nil && st.PID != 0 {
+			// It lives and waits for something, as for a model: events for it wait too.
+			r.collector.event(s.name, "is not ready yet: "+st.Err, true)
+			continue
+		}
+		if err != nil {
 			return err
 		}
 		r.out.progress(s.name, at, "http://"+local(r.ports[s.name]))

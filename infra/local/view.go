@@ -118,8 +118,8 @@ func storeLines(s Status, right int) []string {
 	w := s.Warehouse
 	gold := new(line)
 	gold.add(plain, " gold ")
-	if len(s.LeftOut) > 0 {
-		gold.add(red, cut(s.LeftOut[0].String(), right-gold.width))
+	if reason := s.noWarehouse(); reason != "" {
+		gold.add(red, cut(reason, right-gold.width))
 	} else {
 		gold.add(bold, shortCount(w.Facts)).add(plain, " rows")
 		if last := w.LastRun; !last.Finished.IsZero() {
@@ -352,7 +352,7 @@ func summaryLine(s Status) string {
 		restarts += p.Restarts
 	}
 	gold := "no warehouse"
-	if len(s.LeftOut) == 0 {
+	if s.noWarehouse() == "" {
 		gold = fmt.Sprintf("gold %s rows, failed steps %s", count(s.Warehouse.Facts), count(s.Warehouse.FailedRuns))
 	}
 	return fmt.Sprintf("raw %s/s, valid %s/s, invalid %s/s (%.1f %%), lag %s, lake %s records in %s objects (%s), %s, features of %s entities, dead letters %s, restarts %d, memory %s",
