@@ -28,7 +28,8 @@ type found struct {
 	id string
 	// version is the registry's number, "" if there is none.
 	version string
-	source  model.Source
+	// source finds the bundle, which is asked for when the version is new.
+	source func(context.Context) (model.Source, error)
 	// digest is the bundle's, "" if it is not known yet.
 	digest string
 }
@@ -38,7 +39,8 @@ type place struct{ model.Source }
 
 func (p place) find(ctx context.Context) (found, error) {
 	_, digest, err := model.ReadManifest(ctx, p.Source)
-	return found{id: digest, source: p.Source, digest: digest}, err
+	source := func(context.Context) (model.Source, error) { return p.Source, nil }
+	return found{id: digest, source: source, digest: digest}, err
 }
 
 // newPlace reads a URI of a bundle. name is of the variable that it came from.
@@ -83,10 +85,7 @@ func (a alias) find(ctx context.Context) (found, error) {
 	if err != nil {
 		return found{}, err
 	}
-	source, err := a.registry.Bundle(ctx, v)
-	if err != nil {
-		return found{}, err
-	}
+	source := func(ctx context.Context) (model.Source, error) { return a.registry.Bundle(ctx, v) }
 	// A version that was deleted and made again has another run.
 	return found{id: v.Version + " of run " + v.RunID, version: v.Version, source: source}, nil
 }

@@ -136,7 +136,11 @@ func (s *slot) update(ctx context.Context) error {
 	}
 	next := s.previous.Load()
 	if next == nil || next.id != f.id {
-		b, err := model.Load(ctx, f.source)
+		source, err := f.source(ctx)
+		if err != nil {
+			return err
+		}
+		b, err := model.Load(ctx, source)
 		if invalid, ok := errors.AsType[*model.InvalidError](err); ok {
 			s.badID, s.bad = f.id, invalid
 		}
@@ -144,7 +148,7 @@ func (s *slot) update(ctx context.Context) error {
 			return err
 		}
 		if f.digest != "" && b.Digest != f.digest {
-			return fmt.Errorf("bundle %s was replaced while it was read", f.source)
+			return fmt.Errorf("bundle %s was replaced while it was read", source)
 		}
 		next = newVersion(f, b)
 		next.counts = s.counts.version(s.role, next)
@@ -156,7 +160,7 @@ func (s *slot) update(ctx context.Context) error {
 	}
 	s.counts.load(ctx, s.role, "loaded")
 	slog.InfoContext(ctx, "serving a model version", "role", s.role, "model", next.name, "version", next.version,
-		"trees", next.bundle.Model.Trees(), "objective", next.bundle.Model.Objective(), "source", f.source.String())
+		"trees", next.bundle.Model.Trees(), "objective", next.bundle.Model.Objective(), "origin", s.origin.String())
 	return nil
 }
 

@@ -81,7 +81,9 @@ type Version struct {
 	Description string
 	CreatedAt   time.Time
 	Tags        map[string]string
-	Aliases     []string
+	// Aliases point to the version. They are known of one that was found by itself,
+	// not of one in a list; see Client.Aliases.
+	Aliases []string
 }
 
 // wireVersion is a version as the server sends it.
@@ -184,6 +186,26 @@ func (c *Client) Versions(ctx context.Context, name string) ([]Version, error) {
 	}
 }
 
+// Aliases gives all aliases of a model with the version that each points to.
+func (c *Client) Aliases(ctx context.Context, name string) (map[string]string, error) {
+	var answer struct {
+		Model struct {
+			Aliases []struct {
+				Alias   string `json:"alias"`
+				Version string `json:"version"`
+			} `json:"aliases"`
+		} `json:"registered_model"`
+	}
+	if err := c.call(ctx, http.MethodGet, "registered-models/get", url.Values{"name": {name}}, nil, &answer); err != nil {
+		return nil, wrap(err, "looking for model %s", name)
+	}
+	aliases := make(map[string]string, len(answer.Model.Aliases))
+	for _, a := range answer.Model.Aliases {
+		aliases[a.Alias] = a.Version
+	}
+	return aliases, nil
+}
+
 // SetAlias points an alias of a model to a version, in one step, wherever it pointed
 // before.
 func (c *Client) SetAlias(ctx context.Context, name, alias, version string) error {
@@ -264,7 +286,8 @@ type artifacts struct {
 
 func (a artifacts) String() string { return "mlflow-artifacts:/" + a.path }
 
-// ReadFile downloads an artifact.
+// ReadFile downloads an artifact. Of one that is not there a server whose artifacts
+// are in an object store says only that it failed.
 func (a artifacts) ReadFile(ctx context.Context, name string, limit int64) ([]byte, error) {
 	u := a.client.base.JoinPath("api/2.0/mlflow-artifacts/artifacts", a.path, name)
 	r, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
