@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -22,7 +23,17 @@ import (
 	"github.com/millrace-dev/millrace/shared/warehouse"
 )
 
-func TestMain(m *testing.M) { pgtest.Main(m) }
+// childVariable makes the test program the function itself, as a process that can be
+// killed.
+const childVariable = "FEATURIZE_TEST_CHILD"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(childVariable) != "" {
+		main()
+		return
+	}
+	pgtest.Main(m)
+}
 
 // harness is the whole function behind its HTTP server, with a Redis of its own.
 type harness struct {
