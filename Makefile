@@ -93,6 +93,11 @@ chaos: build ## Ten rounds of kill -9 under load (CHAOS_ROUNDS, CHAOS_SEED)
 	cd infra/local && CHAOS_ROUNDS=$(or $(CHAOS_ROUNDS),10) CHAOS_SEED=$(CHAOS_SEED) \
 	  go test -run '^TestNothingIsLostWhenProcessesAreKilled$$' -count=1 -timeout 30m -v .
 
+.PHONY: chaos-features
+chaos-features: ## Ten rounds of kill -9 of Redis and featurize, features against a replay (CHAOS_ROUNDS, CHAOS_SEED)
+	FEATURES_KILL_ROUNDS=$(or $(CHAOS_ROUNDS),10) FEATURES_KILL_SEED=$(CHAOS_SEED) \
+	  go test -run '^TestFeaturesEqualAReplayAfterKills$$' -count=1 -timeout 30m -v ./functions/featurize
+
 .PHONY: e2e
 e2e: ## The platform on the Knative that KUBECONFIG points at; needs kubectl, ko and KO_DOCKER_REPO
 	E2E=1 VERSION=$(VERSION) go test -count=1 -timeout 40m -v ./infra/knative/e2e
