@@ -88,6 +88,23 @@ test-mlflow: build ## The registry's client and predict with a real MLflow serve
 test-etl: ## Ten rounds of ETL with kill -9 at random points: gold equals a rebuild, byte for byte (ROUNDS)
 	ETL_ROUNDS=$(or $(ROUNDS),10) go test -run '^TestKilledAtRandomGoldEqualsARebuild$$' -count=1 -timeout 30m -v ./functions/etl-step
 
+TRAINING_VENV := .local/training-venv
+
+# The environment is made once for each state of the requirements.
+.PHONY: training-venv
+training-venv: ## Python environment of the trainer and of MLflow, from pinned requirements
+	@cd infra/training && sum=$$(cat requirements*.txt | sha256sum) && venv=../../$(TRAINING_VENV) && \
+	  if [ "$$(cat $$venv/made 2>/dev/null)" = "$$sum" ]; then exit 0; fi; \
+	  mkdir -p ../../.local && { [ -x $$venv/bin/pip ] || python3 -m venv $$venv; } && \
+	  { $$venv/bin/pip install -q -r requirements-dev.txt || { sleep 5; $$venv/bin/pip install -q -r requirements-dev.txt; }; } && \
+	  echo "$$sum" > $$venv/made
+
+.PHONY: test-training
+test-training: build ## The trainer's tests, on one thread; skipped where its Python packages cannot be had
+	@if $(MAKE) -s training-venv; then cd infra/training && export PATH="$(CURDIR)/$(TRAINING_VENV)/bin:$$PATH" OMP_NUM_THREADS=1 && \
+	  ruff check && ruff format --check && mypy && python -m pytest; \
+	  else echo "skipped: the packages of infra/training/requirements.txt cannot be installed here"; fi
+
 .PHONY: chaos
 chaos: build ## Ten rounds of kill -9 under load (CHAOS_ROUNDS, CHAOS_SEED)
 	cd infra/local && CHAOS_ROUNDS=$(or $(CHAOS_ROUNDS),10) CHAOS_SEED=$(CHAOS_SEED) \

@@ -1,0 +1,14 @@
+"""Trains, judges and registers the models of Millrace.
+
+One run reads the training set of the warehouse as it was known at a time, splits it by
+time, searches for parameters, fits the final model, measures it on the latest window
+beside the model that is served now, writes a bundle that the functions can load, and
+registers one version of it. It does not decide what is served: that is the gate's.
+
+The modules, in the order of a run: request (what is asked for), data (reading the
+training set), windows (splitting it), encoding (values to numbers), search (parameters
+and the final fit), evaluation (what the model is worth), bundle (the files), tracking
+(MLflow), events (what others are told). training puts them together, cli is the program.
+"""
+
+__version__ = "0.1.0"

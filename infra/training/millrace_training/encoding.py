@@ -1,0 +1,90 @@
+"""Turns values into the numbers that the trees see, at training as at serving."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from millrace_training.data import Categories, Numbers, Table
+from millrace_training.failure import TrainingError
+from millrace_training.spec import Spec, Type
+
+Matrix = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A feature of a model; ``values`` are the sorted distinct ones of a category."""
+
+    name: str
+    type: Type
+    values: tuple[str, ...] | tuple[int, ...] | None = None
+
+    def encode(self, column: Numbers | Categories) -> Matrix:
+        """Give the numbers of a column: those of a category are ranks, -1 if unseen or missing.
+
+        Raises:
+            ValueError: the column has values of another type.
+        """
+        if self.values is None:
+            if not isinstance(column, Numbers):
+                raise ValueError(f"feature {self.name}: wants numbers, the training set has a category")
+            return column.values.astype(np.float32)
+        if not isinstance(column, Categories):
+            raise ValueError(f"feature {self.name}: wants a category, the training set has numbers")
+        rank = {v: i for i, v in enumerate(self.values)}
+        # The last one is for the id -1.
+        codes = np.array([rank.get(v, -1) for v in column.vocabulary] + [-1], np.float32)
+        return codes[column.ids]
+
+    def raw(self, column: Numbers | Categories, row: int) -> str | int | float | None:
+        """Give a value as it came, for examples."""
+        if isinstance(column, Categories):
+            at = int(column.ids[row])
+            return None if at < 0 else column.vocabulary[at]
+        v = float(column.values[row])
+        if np.isnan(v):
+            return None
+        return int(v) if self.type == "int" else v
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """The columns of a model's rows, in order."""
+
+    target: str
+    columns: tuple[Column, ...]
+
+    def matrix(self, table: Table) -> Matrix:
+        """Encode rows.
+
+        Raises:
+            ValueError: the table lacks a column, or has values of another type.
+        """
+        missing = [c.name for c in self.columns if c.name not in table.columns]
+        if missing:
+            raise ValueError(f"features {', '.join(missing)}: not in the training set")
+        return np.column_stack([c.encode(table.columns[c.name]) for c in self.columns])
+
+
+def fit(spec: Spec, table: Table) -> Encoder:
+    """Learn the encoders from the rows that are trained on, and no others.
+
+    Raises:
+        TrainingError: broken_column, when a feature has no value at all.
+    """
+    columns = []
+    for f in spec.features:
+        column = table.columns[f.name]
+        if isinstance(column, Numbers):
+            if np.isnan(column.values).all():
+                raise TrainingError("broken_column", f"column {f.name}: all {len(table)} rows to train on are null")
+            columns.append(Column(f.name, f.type))
+            continue
+        seen = np.unique(column.ids[column.ids >= 0])
+        if len(seen) == 0:
+            raise TrainingError("broken_column", f"column {f.name}: all {len(table)} rows to train on are null")
+        # Texts are sorted by code points, which is the order of their UTF-8 bytes.
+        values = sorted(column.vocabulary[i] for i in seen)
+        columns.append(Column(f.name, f.type, tuple(values)))
+    return Encoder(spec.target, tuple(columns))
