@@ -180,11 +180,7 @@ func (l *loading) run(ctx context.Context) (outcome, error) {
 	if l.expected != nil {
 		metrics["expected"] = float64(*l.expected)
 	}
-	from, err := gather(ctx, l.tx, "bronze", []int64{l.load})
-	if err != nil {
-		return outcome{}, err
-	}
-	failures, err := l.validate(ctx, l.tx, "bronze", from, l.object, []int64{l.load}, metrics)
+	failures, err := l.validate(ctx, l.tx, "bronze", bronzeRows([]int64{l.load}), l.object, []int64{l.load}, metrics)
 	if err != nil {
 		return outcome{}, err
 	}

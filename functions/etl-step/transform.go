@@ -51,13 +51,13 @@ func (s *Steps) silver(ctx context.Context, tx pgx.Tx, o object) (outcome, error
 	if err != nil {
 		return outcome{}, err
 	}
+	from, err := gathering(ctx, savepoint, "silver")
+	if err != nil {
+		return outcome{}, err
+	}
 	tag, err := savepoint.Exec(ctx, silverSQL, loads)
 	if err != nil {
 		return outcome{}, fmt.Errorf("merging events: %w", err)
-	}
-	from, err := gather(ctx, savepoint, "silver", loads)
-	if err != nil {
-		return outcome{}, err
 	}
 	failures, report, err := s.evaluate(ctx, savepoint, "silver", from, o, loads, nil)
 	if err != nil {

@@ -2,37 +2,60 @@
 CREATE TEMP TABLE IF NOT EXISTS work (LIKE silver.events) ON COMMIT DELETE ROWS
 
 -- making the temporary tables
+CREATE TEMP TABLE IF NOT EXISTS known (record_hash bytea, product_id bigint, user_id bigint, category_id bigint, event_date date, stale boolean) ON COMMIT DELETE ROWS
+
+-- making the temporary tables
 CREATE TEMP TABLE IF NOT EXISTS changed (record_hash bytea, product_id bigint, user_id bigint, category_id bigint, event_date date) ON COMMIT DELETE ROWS
 
 -- making the temporary tables
 CREATE TEMP TABLE IF NOT EXISTS ranks (record_hash bytea, activity_count int, events_in_session int) ON COMMIT DELETE ROWS
+
+-- making the temporary tables
+CREATE TEMP TABLE IF NOT EXISTS others (LIKE pg_temp.ranks) ON COMMIT DELETE ROWS
 
 -- finding the events of the loads
 INSERT INTO pg_temp.work
 SELECT s.* FROM (SELECT DISTINCT record_hash FROM bronze.events WHERE load_id = ANY ($1::bigint[]) AND record_hash IS NOT NULL) b
 JOIN silver.events s USING (record_hash)
 
+-- finding the events that have a fact already
+INSERT INTO pg_temp.known
+SELECT f.record_hash, f.product_id, f.user_id, f.category_id, f.event_date, w.deleted OR f.version <> w.version OR f.position <> w.first_position
+FROM pg_temp.work w JOIN dwh.fact_events f USING (record_hash)
+
 -- finding the facts that are no longer so: of deleted events, or of events that
 -- another record describes now
 INSERT INTO pg_temp.changed
-SELECT f.record_hash, f.product_id, f.user_id, f.category_id, f.event_date
-FROM pg_temp.work w JOIN dwh.fact_events f USING (record_hash)
-WHERE w.deleted OR f.version <> w.version OR f.position <> w.first_position
+SELECT record_hash, product_id, user_id, category_id, event_date FROM pg_temp.known WHERE stale
 
 -- ranking the events of all sessions that the loads touch. An event that was deleted
 -- later counts for the ranks, since it was there when the others arrived, but not
 -- for the session as it is known now.
--- Session by session, since the planner would read the whole table.
+-- The sessions are looked up one by one (OFFSET 0), since the planner would read the
+-- whole table, and ranked all at once.
 INSERT INTO pg_temp.ranks
-SELECT r.record_hash, r.activity_count, r.events_in_session
-FROM (SELECT DISTINCT user_session FROM pg_temp.work) w CROSS JOIN LATERAL (
-    SELECT record_hash, deleted,
-        row_number() OVER (ORDER BY first_position, record_hash) AS activity_count,
-        count(*) FILTER (WHERE NOT deleted) OVER () AS events_in_session
-    FROM silver.events
-    WHERE user_session = w.user_session AND first_position IS NOT NULL
+SELECT record_hash, activity_count, events_in_session
+FROM (
+    SELECT e.record_hash, e.deleted,
+        row_number() OVER (PARTITION BY w.user_session ORDER BY e.first_position, e.record_hash) AS activity_count,
+        count(*) FILTER (WHERE NOT e.deleted) OVER (PARTITION BY w.user_session) AS events_in_session
+    FROM (SELECT DISTINCT user_session FROM pg_temp.work) w CROSS JOIN LATERAL (
+        SELECT record_hash, first_position, deleted FROM silver.events
+        WHERE user_session = w.user_session AND first_position IS NOT NULL OFFSET 0
+    ) e
 ) r
-WHERE NOT r.deleted
+WHERE NOT deleted
+
+-- setting apart the ranks of events that may have a fact already: those of other
+-- loads, and those that came again
+INSERT INTO pg_temp.others
+SELECT r.* FROM pg_temp.ranks r
+WHERE NOT EXISTS (SELECT FROM pg_temp.work w WHERE w.record_hash = r.record_hash)
+UNION ALL
+SELECT r.* FROM pg_temp.known k JOIN pg_temp.ranks r USING (record_hash) WHERE NOT k.stale
+
+-- learning how many there are
+ANALYZE pg_temp.others
 
 -- learning that there is mostly nothing in it, which the planner does not expect
 ANALYZE pg_temp.changed
@@ -41,20 +64,19 @@ ANALYZE pg_temp.changed
 DELETE FROM dwh.fact_events f USING pg_temp.changed c WHERE f.record_hash = c.record_hash
 
 -- adding facts, session by session, so that what goes into the indexes of sessions and
--- users goes into few of their pages
+-- users goes into few of their pages. No other transaction adds any at the same time.
 INSERT INTO dwh.fact_events (event_id, position, version, user_id, product_id, category_id, price, event_timestamp, event_date, event_hour,
     events_in_session, activity_count, event_type, record_hash, user_session, category_code, brand)
 SELECT ('x' || encode(substr(w.record_hash, 1, 8), 'hex'))::bit(64)::bigint, w.first_position, w.version, w.user_id, w.product_id, w.category_id,
     w.price, w.event_timestamp, w.event_timestamp::date, extract(hour FROM w.event_timestamp)::int,
     r.events_in_session, r.activity_count, w.event_type, w.record_hash, w.user_session, w.category_code, w.brand
 FROM pg_temp.work w JOIN pg_temp.ranks r USING (record_hash)
-WHERE NOT w.deleted
+WHERE NOT w.deleted AND NOT EXISTS (SELECT FROM pg_temp.known k WHERE k.record_hash = w.record_hash AND NOT k.stale)
 ORDER BY w.user_session, w.first_position
-ON CONFLICT (record_hash) DO NOTHING
 
 -- correcting the sessions' other facts
 UPDATE dwh.fact_events f SET events_in_session = r.events_in_session, activity_count = r.activity_count
-FROM pg_temp.ranks r
+FROM pg_temp.others r
 WHERE f.record_hash = r.record_hash AND (f.events_in_session <> r.events_in_session OR f.activity_count <> r.activity_count)
 
 -- forgetting what dim_user knows from facts that were removed

@@ -1,7 +1,8 @@
 -- merging the records of loads into the distinct events; see silver.events for why
 -- the order in which loads come does not matter. Sorted by hash, so that two loads
--- with the same events wait for each other rather than deadlock.
-INSERT INTO silver.events AS s (record_hash, version, first_position, last_position, deleted_position,
+-- with the same events wait for each other rather than deadlock. What has changed is
+-- put aside, to be checked.
+WITH merged AS (INSERT INTO silver.events AS s (record_hash, version, first_position, last_position, deleted_position,
     event_timestamp, event_type, product_id, user_id, user_session,
     category_id, category_code, category_l1, category_l2, category_l3, brand, price, price_tier)
 SELECT DISTINCT ON (b.record_hash) b.record_hash, b.version,
@@ -37,3 +38,5 @@ WHERE excluded.version > s.version
     OR least(s.first_position, excluded.first_position) IS DISTINCT FROM s.first_position
     OR greatest(s.last_position, excluded.last_position) IS DISTINCT FROM s.last_position
     OR greatest(s.deleted_position, excluded.deleted_position) IS DISTINCT FROM s.deleted_position
+RETURNING s.*)
+INSERT INTO pg_temp.batch_silver SELECT * FROM merged
