@@ -136,6 +136,16 @@ lint: ## The linters of .golangci.yml; needs golangci-lint 2 on the PATH
 bench: build ## Go benchmarks of the hot paths and one end-to-end report
 	go run ./infra/bench
 
+FASTAPI := $(BIN)/fastapi-venv
+
+.PHONY: bench-predict
+bench-predict: ## predict against XGBoost behind FastAPI, side by side (BENCH_SECONDS a measurement)
+	@if test -x $(FASTAPI)/bin/uvicorn || { python3 -m venv $(FASTAPI) && \
+	    $(FASTAPI)/bin/pip install -q -r functions/predict/testdata/requirements.txt; }; \
+	  then TEST_FASTAPI=$(CURDIR)/$(FASTAPI)/bin/python go test -count=1 -v -run '^TestAgainstFastAPI$$' ./functions/predict; \
+	  else echo "skipped: FastAPI and XGBoost cannot be installed here (python3 with venv, and their packages)"; fi
+	go test -run '^$$' -bench 'BenchmarkHTTP|BenchmarkPredict' -benchmem ./functions/predict ./shared/model
+
 .PHONY: image-sizes
 image-sizes: ## Compressed size of every image; fails above 20 MB (needs ko)
 	infra/knative/image-sizes

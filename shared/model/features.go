@@ -315,8 +315,3 @@ func (f *Features) fit(file *forest) error {
 	}
 	return nil
 }
-
-// Index finds a feature by its name, -1 if there is none.
-func (f *Features) Index(name string) int {
-	return slices.IndexFunc(f.Features, func(x Feature) bool { return x.Name == name })
-}

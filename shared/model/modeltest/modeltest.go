@@ -33,20 +33,39 @@ func (f Files) ReadFile(_ context.Context, name string, limit int64) ([]byte, er
 	return model.ReadAll(bytes.NewReader(data), name, limit)
 }
 
-// ShopFeatures are the features of Shop, in order.
-var ShopFeatures = []string{"brand", "price", "event_weekday", "category_code_level1", "category_code_level2", "activity_count"}
+// shopFeatures are the features of Shop, in order.
+var shopFeatures = []string{"brand", "price", "event_weekday", "category_code_level1", "category_code_level2", "activity_count"}
 
 // Shop makes a version of a model of the shop's features that predicts score where
 // the price is below 100 or missing, and score+1 elsewhere. Scores that are float32
 // numbers come out exactly.
 func Shop(t testing.TB, version string, score float32) Files {
 	t.Helper()
-	return build(t, "purchase_prediction_model", version, score, ShopFeatures, `[`+
+	return build(t, "purchase_prediction_model", version, score, shopFeatures, `[`+
 		`{"name":"brand","type":"category","values":["apple","samsung","xiaomi"]},{"name":"price","type":"float"},`+
 		`{"name":"event_weekday","type":"category","values":[0,1,2,3,4,5,6]},`+
 		`{"name":"category_code_level1","type":"category","values":["appliances","electronics"]},`+
 		`{"name":"category_code_level2","type":"category","values":["kitchen","smartphone"]},{"name":"activity_count","type":"int"}]`,
 		map[int]int{0: 3, 2: 7, 3: 2, 4: 2})
+}
+
+// Trained makes a bundle of a model that XGBoost trained, as it was saved, with
+// features f0, f1 and so on, all numbers.
+func Trained(t testing.TB, name, version string, saved []byte, features int) Files {
+	t.Helper()
+	var columns, distributions []string
+	for i := range features {
+		columns = append(columns, fmt.Sprintf(`{"name":"f%d","type":"float"}`, i))
+		distributions = append(distributions, fmt.Sprintf(`{"name":"f%d","edges":[10],"counts":[1,0],"missing":0}`, i))
+	}
+	f := Files{
+		model.XGBoostFile:  saved,
+		model.FeaturesFile: []byte(`{"format":1,"target":"y","features":[` + strings.Join(columns, ",") + `]}`),
+		model.MetricsFile:  []byte(`{"auc":{"value":0.8}}`),
+		model.BaselineFile: []byte(`{"format":1,"rows":1,"features":[` + strings.Join(distributions, ",") +
+			`],"score":{"name":"score","edges":[0.5],"counts":[1,0],"missing":0}}`),
+	}
+	return f.Seal(t, name, version)
 }
 
 func build(t testing.TB, name, version string, score float32, names []string, features string, categories map[int]int) Files {
