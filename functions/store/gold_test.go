@@ -5,10 +5,9 @@ import (
 	"encoding/hex"
 	"fmt"
 	"hash/crc32"
+	"math"
 	"math/rand/v2"
-	"os"
 	"slices"
-	"strings"
 	"testing"
 	"time"
 
@@ -61,23 +60,26 @@ func shopStream(rng *rand.Rand, partition int32, n int) []record {
 	return list
 }
 
-// load brings records through the warehouse's own SQL to gold, as a load of one
-// object.
+// load makes the warehouse one that has got the records and no others: bronze as it
+// keeps them, silver and gold by the rules.
 func load(t testing.TB, db *warehouse.DB, records []record) {
 	t.Helper()
 	ctx := t.Context()
+	null := func(s string) any {
+		if s == "" {
+			return nil
+		}
+		return s
+	}
 	err := pgx.BeginFunc(ctx, db, func(tx pgx.Tx) error {
 		var id int64
+		if _, err := tx.Exec(ctx, `TRUNCATE bronze.events, silver.events, dwh.fact_events`); err != nil {
+			return err
+		}
 		if err := tx.QueryRow(ctx, `WITH o AS (INSERT INTO etl.objects (bucket, key) VALUES ('b', $1) RETURNING object_id)
 			INSERT INTO etl.loads (object_id, etag, lines, rows, duplicates, quarantined, stage) SELECT object_id, 'e', 0, 0, 0, 0, 'checked' FROM o RETURNING load_id`,
 			fmt.Sprint(rand.Uint64())).Scan(&id); err != nil {
 			return err
-		}
-		null := func(s string) any {
-			if s == "" {
-				return nil
-			}
-			return s
 		}
 		_, err := tx.CopyFrom(ctx, pgx.Identifier{"bronze", "events"}, []string{"load_id", "kafka_offset", "kafka_timestamp", "product_id", "category_id", "user_id",
 			"price", "event_time", "kafka_partition", "checksum", "line", "op", "event_type", "record_hash", "user_session", "category_code", "brand", "ce_id"},
@@ -90,25 +92,31 @@ func load(t testing.TB, db *warehouse.DB, records []record) {
 		if err != nil {
 			return err
 		}
-		for _, name := range []string{"silver", "gold"} {
-			text, err := os.ReadFile("../etl-step/sql/" + name + ".sql")
-			if err != nil {
-				return err
+		var silver, gold [][]any
+		for _, truth := range truths(records) {
+			f, l := truth.first, truth.latest
+			h := f.Hash()
+			version, deleted := -1-f.position(), any(nil)
+			if l != f {
+				version = l.position()
 			}
-			for i, sql := range strings.Split(string(text), "\n\n-- ") {
-				if i > 0 {
-					sql = "-- " + sql
-				}
-				var args []any
-				if strings.Contains(sql, "$1") {
-					args = []any{[]int64{id}}
-				}
-				if _, err := tx.Exec(ctx, sql, args...); err != nil {
-					return fmt.Errorf("%s: %w", sql, err)
-				}
+			if truth.deleted {
+				deleted = int64(math.MaxInt64)
+			}
+			silver = append(silver, []any{h[:], version, f.position(), f.position(), deleted, f.Time, f.Type, f.ProductID, f.UserID, f.Session, l.Price})
+			if !truth.deleted {
+				gold = append(gold, []any{int64(0), f.position(), version, f.UserID, f.ProductID, int64(5), l.Price, f.Time, f.Time, f.Time.Hour(), 1, truth.rank,
+					f.Type, h[:], f.Session, null(l.CategoryCode), null(l.Brand)})
 			}
 		}
-		return nil
+		if _, err := tx.CopyFrom(ctx, pgx.Identifier{"silver", "events"}, []string{"record_hash", "version", "first_position", "last_position", "deleted_position",
+			"event_timestamp", "event_type", "product_id", "user_id", "user_session", "price"}, pgx.CopyFromRows(silver)); err != nil {
+			return err
+		}
+		_, err = tx.CopyFrom(ctx, pgx.Identifier{"dwh", "fact_events"}, []string{"event_id", "position", "version", "user_id", "product_id", "category_id", "price",
+			"event_timestamp", "event_date", "event_hour", "events_in_session", "activity_count", "event_type", "record_hash", "user_session", "category_code", "brand"},
+			pgx.CopyFromRows(gold))
+		return err
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -117,7 +125,10 @@ func load(t testing.TB, db *warehouse.DB, records []record) {
 
 // truth is what the rules say of one event, by going through all records.
 type truth struct {
-	first   *record
+	first *record
+	// latest is the last correction, or the first record when there is none: whose
+	// columns gold has.
+	latest  *record
 	rank    int64
 	deleted bool
 }
@@ -145,7 +156,10 @@ func truths(records []record) map[string]*truth {
 		t.deleted = false
 		if t.first == nil {
 			counts[r.Session]++
-			t.first, t.rank = r, counts[r.Session]
+			t.first, t.latest, t.rank = r, r, counts[r.Session]
+		}
+		if r.Op == "u" {
+			t.latest = r
 		}
 	}
 	for hash, t := range all {

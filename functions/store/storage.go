@@ -50,7 +50,7 @@ func newStorage(db *warehouse.DB, tables []*table, c UpkeepConfig) (*storage, er
 			copy:   fmt.Sprintf("COPY pg_temp.incoming_%d (%s) FROM STDIN BINARY", i, columns),
 			// In the order of the key, so that two calls with the same events wait for
 			// each other rather than deadlock; of equal ones the first that came.
-			move: fmt.Sprintf("INSERT INTO %[2]s (%[3]s) SELECT DISTINCT ON (%[4]s) %[3]s FROM pg_temp.incoming_%[1]d ORDER BY %[4]s, ctid ON CONFLICT (%[4]s) DO NOTHING",
+			move: fmt.Sprintf("INSERT INTO %[2]s (%[3]s) SELECT DISTINCT ON (%[4]s) %[3]s FROM pg_temp.incoming_%[1]d ORDER BY %[4]s, number ON CONFLICT (%[4]s) DO NOTHING",
 				i, t.name, columns, key),
 		}
 	}
@@ -269,15 +269,18 @@ func copyAll(ctx context.Context, pg *pgconn.PgConn, entries []entry) error {
 // copyHeader begins the binary COPY format: signature, flags, extension.
 const copyHeader = "PGCOPY\n\xff\r\n\x00\x00\x00\x00\x00\x00\x00\x00\x00"
 
-// stream is the text of a COPY of the rows.
+// stream is the text of a COPY of the rows, each with its number as one more column.
 func stream(entries []entry) *bytes.Reader {
 	size := len(copyHeader) + 2
 	for _, e := range entries {
-		size += len(e.row)
+		size += len(e.row) + 8
 	}
 	b := append(make([]byte, 0, size), copyHeader...)
-	for _, e := range entries {
-		b = append(b, e.row...)
+	for i, e := range entries {
+		b = binary.BigEndian.AppendUint16(b, binary.BigEndian.Uint16(e.row)+1)
+		b = append(b, e.row[2:]...)
+		b = binary.BigEndian.AppendUint32(b, 4)
+		b = binary.BigEndian.AppendUint32(b, uint32(i))
 	}
 	return bytes.NewReader(append(b, 0xff, 0xff)) // -1: no more rows
 }

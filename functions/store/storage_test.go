@@ -101,6 +101,33 @@ func TestHandle_firstSightStays(t *testing.T) {
 	}
 }
 
+// Of a batch, too, the first of each event stays, wherever the database finds room for
+// the rows on their way.
+func TestHandle_firstOfABatchStays(t *testing.T) {
+	db, _ := open(t)
+	s := start(t, db)
+	rng := rand.New(rand.NewPCG(3, 3))
+	for round := range int64(2) {
+		want := map[string]string{} // ranks by product
+		batch := make([]event.Event, 1000)
+		for i := range batch {
+			e := features.Event{Time: served, Type: "cart", Session: "s", UserID: round, ProductID: int64(rng.IntN(600)), Price: 1, Brand: strings.Repeat("x", rng.IntN(256))}
+			batch[i] = ready(&e, int64(i))
+			if product := fmt.Sprint(e.ProductID); want[product] == "" {
+				want[product] = fmt.Sprint(i)
+			}
+		}
+		handle(t, s, batch...)
+		got := map[string]string{}
+		for _, row := range query(t, db, "SELECT product_id, activity_count FROM feature_store.streaming_features WHERE user_id = $1", round) {
+			got[row[0]] = row[1]
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Fatalf("(-want +got):\n%.2000s", diff)
+		}
+	}
+}
+
 // What is wrong with an event is said, and the rest of its batch is written.
 func TestHandle_badEventsAreRefusedAlone(t *testing.T) {
 	db, _ := open(t)

@@ -23,6 +23,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/redis/go-redis/v9"
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -93,6 +94,7 @@ type platform struct {
 	client *kgo.Client
 	admin  *kadm.Client
 	db     *warehouse.DB
+	redis  *redis.Client
 	s3     *lake.Store
 	bucket string
 
@@ -132,13 +134,19 @@ func start(t *testing.T) *platform {
 		t.Fatal(err)
 	}
 	t.Cleanup(p.db.Close)
-	redis := redistest.Start(t)
+	online := redistest.Start(t)
+	options, err := redis.ParseURL(online.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.redis = redis.NewClient(options)
+	t.Cleanup(func() { _ = p.redis.Close() })
 	s3 := laketest.Start(t)
 	if p.s3, err = s3.Connect(); err != nil {
 		t.Fatal(err)
 	}
 	env := []string{
-		"KAFKA_BROKERS=" + strings.Join(p.kafka.Brokers, ","), "DATABASE_URL=" + database, "REDIS_URL=" + redis.URL,
+		"KAFKA_BROKERS=" + strings.Join(p.kafka.Brokers, ","), "DATABASE_URL=" + database, "REDIS_URL=" + online.URL,
 		"S3_ENDPOINT=" + s3.Endpoint, "S3_REGION=" + s3.Region, "S3_ACCESS_KEY=" + s3.AccessKey, "S3_SECRET_KEY=" + s3.SecretKey,
 		"LISTEN_HOST=127.0.0.1", "LOG_LEVEL=warn", "REDIS_TIMEOUT=10s",
 		// Small objects, many of which are replaced by longer ones.
@@ -427,4 +435,35 @@ func (p *platform) read(topic string) []*kgo.Record {
 		records = append(records, fetches.Records()...)
 	}
 	return records
+}
+
+// repeat appends the last records of each partition of the Broker's topic once more,
+// in their order: what is left of a crash between writing and committing. The engine
+// must not run.
+func (p *platform) repeat(n int) (repeated int) {
+	p.t.Helper()
+	const topic = broker
+	byPartition := map[int32][]*kgo.Record{}
+	for _, r := range p.read(topic) {
+		byPartition[r.Partition] = append(byPartition[r.Partition], r)
+	}
+	opts, err := p.kafka.Options()
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	client, err := kgo.NewClient(append(opts, kgo.RecordPartitioner(kgo.ManualPartitioner()))...)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	defer client.Close()
+	for partition, records := range byPartition {
+		for _, r := range records[max(0, len(records)-n):] {
+			again := &kgo.Record{Topic: topic, Partition: partition, Key: r.Key, Value: r.Value, Headers: r.Headers}
+			if err := client.ProduceSync(p.t.Context(), again).FirstErr(); err != nil {
+				p.t.Fatal(err)
+			}
+			repeated++
+		}
+	}
+	return repeated
 }

@@ -26,6 +26,7 @@ const (
 	cdc       = "tracking_postgres_cdc.public.events"
 	validated = "tracking.user_behavior.validated"
 	served    = "model.features.ready"
+	broker    = "knative-broker-millrace-default"
 )
 
 // row is an event of the shop as a producer writes it: JSON texts.
@@ -48,13 +49,21 @@ func quote(s string) string {
 
 // payload writes the row with one of the spellings of its time.
 func (r *row) payload(rng *rand.Rand, zoned bool) string {
-	layouts := []string{"2006-01-02T15:04:05.999999Z", "2006-01-02 15:04:05.000000+0000"}
-	if !zoned && r.at.Nanosecond() == 0 {
-		layouts = append(layouts, "2006-01-02 15:04:05 UTC", "2006-01-02 15:04:05 UTC", "2006-01-02 15:04:05 UTC")
+	at := ""
+	switch n := rng.IntN(5); {
+	case n == 0:
+		at = quote(r.at.Format("2006-01-02T15:04:05.999999Z"))
+	case n == 1 && r.at.Year() > 1 && r.at.Year() < 9999:
+		at = quote(r.at.In(time.FixedZone("", 19800)).Format("2006-01-02 15:04:05.000000-0700"))
+	case n == 2 && zoned && r.at.Year() > 1980 && r.at.Year() < 9999:
+		at = strconv.FormatInt(r.at.UnixMicro(), 10)
+	case !zoned && r.at.Nanosecond() == 0:
+		at = quote(r.at.Format("2006-01-02 15:04:05 UTC"))
+	default:
+		at = quote(r.at.Format("2006-01-02 15:04:05.000000+0000"))
 	}
-	at := r.at.Format(layouts[rng.IntN(len(layouts))])
 	return fmt.Sprintf(`{"event_time":%s,"event_type":%s,"product_id":%d,"category_id":%s,"category_code":%s,"brand":%s,"price":%s,"user_id":%d,"user_session":%s}`,
-		quote(at), quote(r.kind), r.product, r.category, r.code, r.brand, r.price, r.user, quote(r.session))
+		at, quote(r.kind), r.product, r.category, r.code, r.brand, r.price, r.user, quote(r.session))
 }
 
 const schema = `{"type":"struct","fields":[{"name":"event_time","type":"string"},{"name":"event_type","type":"string"},` +
@@ -88,15 +97,27 @@ func (s *shop) row() row {
 	if r.IntN(4) == 0 {
 		at = at.Add(time.Duration(r.IntN(1_000_000)) * time.Microsecond)
 	}
+	if r.IntN(50) == 0 {
+		at = at.AddDate([]int{1, 1582, 1900, 1969, 2024, 9999}[r.IntN(6)]-at.Year(), 0, 0)
+	}
+	id := fmt.Sprintf("%08x-b344-41fc-8632-%012d", s.seed, session)
+	if session%7 == 0 {
+		id = []string{" ", "ü \"' \\ :{}", strings.Repeat("ü", 255), "0", "null"}[session/7%5] + id
+		id = string([]rune(id)[:min(255, len([]rune(id)))])
+	}
+	user := 512900000 + session%20
+	if session%11 == 0 {
+		user = []int{0, -1, 1<<63 - 1, -1 << 63}[session/11%4]
+	}
 	category := "2053013558920217191"
 	if r.IntN(3) == 0 {
 		category = `"2053013558920217192"`
 	}
 	return row{
 		at: at, kind: s.one("view", "view", "view", "cart", "cart", "purchase", "remove_from_cart"),
-		session: fmt.Sprintf("%08x-b344-41fc-8632-%012d", s.seed, session), product: r.IntN(30), user: 512900000 + session%20, category: category,
+		session: id, product: r.IntN(30), user: user, category: category,
 		code:  s.one("null", `""`, `"appliances.kitchen.hood"`, `"computers.notebook"`, `"kids"`, `".x.y"`, `"a..b"`, `"a."`, `"\u00fc.\"\\.z"`),
-		brand: s.one("null", `""`, `"xiaomi"`, `"samsung"`, `" "`, `"sam\"sung \\ \u00fc"`, `"ü'; --"`),
+		brand: s.one("null", `""`, `"xiaomi"`, `"samsung"`, `" "`, `"`+strings.Repeat("ü", 255)+`"`, `"sam\"sung \\ \u00fc"`, `"ü'; --"`),
 		price: s.one("0.1", "1029.37", "7", "1.05e2", "1E-7", "58.41", "123456.789012345", strconv.Itoa(1+r.IntN(900))+".99"),
 	}
 }
@@ -151,6 +172,9 @@ func (s *shop) change() *kgo.Record {
 		default:
 			op = "u"
 			s.table[i].price, s.table[i].brand = strconv.Itoa(1+r.IntN(99))+".25", s.one("null", `"corrected"`)
+			if r.IntN(8) == 0 {
+				s.table[i].kind = s.one("view", "cart", "purchase") // another event, or one that is known
+			}
 		}
 		e = s.table[i]
 	}
@@ -161,6 +185,9 @@ func (s *shop) change() *kgo.Record {
 	before, after := "null", e.payload(r, true)
 	if op == "d" {
 		before, after = after, before
+		if r.IntN(4) == 0 {
+			before = `{"event_type":` + quote(e.kind) + `,"product_id":null}` // too little to know the event
+		}
 	}
 	value := fmt.Sprintf(`{"before":%s,"after":%s,"source":{"version":"1.9","lsn":%d,"table":"events"},"op":%q,"ts_ms":1569897012345,"transaction":null}`,
 		before, after, 24023128+s.n, op)
@@ -292,14 +319,45 @@ func TestServedAndRecomputedFeaturesAreTheSame(t *testing.T) {
 		p.services[name].run()
 		p.services[name].await()
 	}
+	p.settle(s)
 	p.toGold(rng)
+	// Ranks come back from what is stored.
+	if err := p.redis.FlushAll(t.Context()).Err(); err != nil {
+		t.Fatal(err)
+	}
 	p.produce(s, total/4)
+	// What the functions have made so far comes again, after a crash of the engine.
 	p.stop()
+	repeated := p.repeat(total / 40)
 	p.runEngine()
 	p.produce(s, total-3*(total/4))
 
-	var messages map[string]features.Ready
-	deliveries := 0
+	messages, deliveries, distinct := p.settle(s)
+	p.toGold(rng)
+
+	if len(messages) != s.valid-s.deletes {
+		t.Errorf("%d events were served, %d are valid and no delete", len(messages), s.valid-s.deletes)
+	}
+	p.compareMessages(messages)
+	p.compareRanks(messages)
+	p.compareStored(distinct)
+	p.control()
+	lost, refused := int64(0), int64(0)
+	for _, s := range p.services {
+		lost, refused = lost+s.lost.Load(), refused+s.refused.Load()
+	}
+	if lost == 0 || deliveries == len(messages) {
+		t.Errorf("%d answers were lost, %d of %d messages are repeats: the test shows less than it should", lost, deliveries-len(messages), deliveries)
+	}
+	t.Logf("%d records: %d valid, %d of them deletes, %d repeats by producers, %d late; %d events served in %d messages; %d answers lost, %d requests refused, %d records repeated",
+		total, s.valid, s.deletes, s.again, s.late, len(messages), deliveries, lost, refused, repeated)
+}
+
+// settle waits until all that was produced is served, stored, and in the topic that
+// the lake reads.
+func (p *platform) settle(s *shop) (messages map[string]features.Ready, deliveries, distinct int) {
+	t := p.t
+	t.Helper()
 	eventually(t, "everything is served", func() bool {
 		messages, deliveries = p.messages()
 		return len(messages) >= s.valid-s.deletes
@@ -315,24 +373,15 @@ func TestServedAndRecomputedFeaturesAreTheSame(t *testing.T) {
 		}
 		return n >= len(hashes)
 	})
-	p.toGold(rng)
-
-	if len(messages) != s.valid-s.deletes {
-		t.Errorf("%d events were served, %d are valid and no delete", len(messages), s.valid-s.deletes)
-	}
-	if deliveries == len(messages) {
-		t.Error("nothing was served twice: the test shows less than it should")
-	}
-	p.compareMessages(messages)
-	p.compareRanks(messages)
-	p.compareStored(len(hashes))
-	p.control()
-	lost, refused := int64(0), int64(0)
-	for _, s := range p.services {
-		lost, refused = lost+s.lost.Load(), refused+s.refused.Load()
-	}
-	t.Logf("%d records: %d valid, %d of them deletes, %d repeats by producers, %d late; %d events served in %d messages; %d answers lost, %d requests refused",
-		total, s.valid, s.deletes, s.again, s.late, len(messages), deliveries, lost, refused)
+	eventually(t, "everything is in the validated topic", func() bool {
+		ids := map[string]bool{}
+		for _, r := range p.read(validated) {
+			m, _ := kafka.FromRecord(r)
+			ids[m.Get("id")] = true
+		}
+		return len(ids) >= s.valid
+	})
+	return messages, deliveries, len(hashes)
 }
 
 // compareMessages compares every feature of every event that was served with what
@@ -413,6 +462,9 @@ func (p *platform) compareStored(distinct int) {
 	facts := p.query("SELECT count(*)::bigint FROM dwh.fact_events")[0][0].(int64)
 	if got[0] != facts || got[1] != int64(0) || got[2] != int64(0) || got[3] != int64(0) || got[4] != int64(distinct)-facts {
 		t.Errorf("the running comparison found %v: compared, differing, missing, unsettled, deleted; there are %d facts and %d events were served", got, facts, distinct)
+		for _, line := range p.query("SELECT e->>'record_hash' FROM feature_store.skew_checks, jsonb_array_elements(examples) e") {
+			p.trace(line[0].(string))
+		}
 	}
 	carts := p.query(`SELECT count(*), count(*) FILTER (WHERE source = 'served'), count(*) FILTER (WHERE is_purchased = 1),
 		(SELECT count(*) FROM dwh.fact_events WHERE event_type = 'cart') FROM feature_store.training_set('infinity')`)[0]
@@ -420,6 +472,31 @@ func (p *platform) compareStored(distinct int) {
 		t.Errorf("the training set has %v: rows, served, bought, facts", carts)
 	}
 	t.Logf("the training set has %v rows, %v of them bought", carts[0], carts[2])
+}
+
+// trace logs where an event is in the topics, in what order.
+func (p *platform) trace(hash string) {
+	p.t.Helper()
+	for _, topic := range []string{broker, validated, served} {
+		for _, r := range p.read(topic) {
+			m, _ := kafka.FromRecord(r)
+			of := ""
+			switch m.Get("type") {
+			case events.BehaviorValidated:
+				if e, err := features.ParseEvent(m.Data); err == nil {
+					h := e.Hash()
+					of = hex.EncodeToString(h[:])
+				}
+			case events.FeaturesReady:
+				if e, err := features.ParseReady(m.Data); err == nil {
+					of = hex.EncodeToString(e.RecordHash[:])
+				}
+			}
+			if of == hash {
+				p.t.Logf("%s %d/%d at %s: %s %s %s", topic, r.Partition, r.Offset, r.Timestamp.Format("05.000"), m.Get("id"), m.Get("type"), m.Data[max(0, len(m.Data)-700):])
+			}
+		}
+	}
 }
 
 // control makes sure that the test could have failed: with another order than that
