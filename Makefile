@@ -105,6 +105,10 @@ test-training: build ## The trainer's tests, on one thread; skipped where its Py
 	  ruff check && ruff format --check && mypy && python -m pytest; \
 	  else echo "skipped: the packages of infra/training/requirements.txt cannot be installed here"; fi
 
+.PHONY: test-debezium
+test-debezium: ## The embedded change data capture against a real Debezium; needs Java 17, Maven and PostgreSQL
+	cd infra/local && TEST_DEBEZIUM=1 go test -run '^TestDebezium$$' -count=1 -timeout 15m -v ./internal/cdc
+
 .PHONY: chaos
 chaos: build ## Ten rounds of kill -9 under load (CHAOS_ROUNDS, CHAOS_SEED)
 	cd infra/local && CHAOS_ROUNDS=$(or $(CHAOS_ROUNDS),10) CHAOS_SEED=$(CHAOS_SEED) \

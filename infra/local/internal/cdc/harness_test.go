@@ -94,12 +94,14 @@ func newWorld(t *testing.T) *world {
 }
 
 // dropSlot makes room: a server has few slots.
-func (w *world) dropSlot() {
+func (w *world) dropSlot() { w.dropSlotNamed(w.slot()) }
+
+func (w *world) dropSlotNamed(name string) {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	for slots := 1; slots > 0 && ctx.Err() == nil; time.Sleep(20 * time.Millisecond) {
-		_, _ = w.db.Exec(ctx, "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = $1 AND NOT active", w.slot())
-		_ = w.db.QueryRow(ctx, "SELECT count(*) FROM pg_replication_slots WHERE slot_name = $1", w.slot()).Scan(&slots)
+		_, _ = w.db.Exec(ctx, "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = $1 AND NOT active", name)
+		_ = w.db.QueryRow(ctx, "SELECT count(*) FROM pg_replication_slots WHERE slot_name = $1", name).Scan(&slots)
 	}
 }
 

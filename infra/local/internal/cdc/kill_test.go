@@ -25,21 +25,29 @@ type writers struct {
 	done    sync.WaitGroup
 }
 
-func (w *world) write(n int) *writers {
+func (w *world) write(n int) *writers { w.Helper(); return w.writeEvery(n, 0) }
+
+// writeEvery starts writers that each pause between two transactions.
+func (w *world) writeEvery(n int, pause time.Duration) *writers {
 	w.Helper()
 	ctx, cancel := context.WithCancel(w.Context())
 	l := &writers{w: w, cancel: cancel}
 	for i := range n {
 		dice := rand.New(rand.NewPCG(uint64(i), 1))
-		l.done.Go(func() { l.run(ctx, i, dice) })
+		l.done.Go(func() { l.run(ctx, i, dice, pause) })
 	}
 	w.Cleanup(l.stop)
 	return l
 }
 
-func (l *writers) run(ctx context.Context, writer int, dice *rand.Rand) {
+func (l *writers) run(ctx context.Context, writer int, dice *rand.Rand, pause time.Duration) {
 	var mine []string
 	for n := 0; ctx.Err() == nil; n++ {
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return
+		}
 		err := pgx.BeginFunc(context.WithoutCancel(ctx), l.w.db, func(tx pgx.Tx) error {
 			for range 1 + dice.IntN(4) {
 				name := fmt.Sprintf("w%d-%d-%d", writer, n, dice.Uint32())
