@@ -19,7 +19,8 @@ import (
 )
 
 // Everything at once: two engines that crash and come back, subscribers and a
-// dead-letter sink that fail at random, leaders and coordinators that move. Every
+// dead-letter sink that fail at random, leaders and coordinators that move, Triggers
+// that are detached from the Broker's reader for being slow. Every
 // record is accepted or a dead letter in the end, and every accepted one has its
 // reply in the sink's topic. CHAOS_SEEDS sets how many runs there are.
 func TestEngine_chaos(t *testing.T) {
@@ -113,7 +114,7 @@ metadata: {name: out, namespace: m}
 spec: {topic: out, numPartitions: 3}
 `, [2]string{"ordered", "unordered"}[seed%2], s.url, dead.url)
 	begin := func() *running {
-		return startEngine(t, cluster, manifest, func(c *Config) { c.SessionTimeout, c.BatchEvents = time.Second, 20 })
+		return startEngine(t, cluster, manifest, func(c *Config) { c.SessionTimeout, c.BatchEvents, c.BufferBytes = time.Second, 20, 8<<10 })
 	}
 	engines := []*running{begin(), begin()}
 	total := 0

@@ -4,8 +4,9 @@
 // Load reads Brokers, Triggers, KafkaSources, KafkaSinks, PingSources, JobSinks
 // and SinkBindings into a Graph; New and Engine.Run do what Knative's data plane
 // would do with them. A Broker is a Kafka topic in the CloudEvents Kafka binding,
-// every Trigger and KafkaSource is a consumer group, and a subscriber gets its
-// events over HTTP, in batches when it takes them.
+// which is read once for all of its Triggers; every Trigger has its offsets in a
+// group of its own name, every KafkaSource is a consumer group, and a subscriber gets
+// its events over HTTP, in batches when it takes them.
 //
 // What is promised: every event is delivered at least once to every Trigger whose
 // filter it passes, or to that Trigger's dead-letter sink. An offset is committed

@@ -103,7 +103,7 @@ func (s *subscriber) ids() map[string]int {
 // wait returns when the subscriber has accepted n different events.
 func (s *subscriber) wait(tb testing.TB, n int) {
 	tb.Helper()
-	ctx, cancel := context.WithTimeout(tb.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(tb.Context(), time.Minute)
 	defer cancel()
 	err := eventually(ctx, func() error {
 		s.mu.Lock()

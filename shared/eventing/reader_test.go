@@ -40,7 +40,7 @@ func (e *running) lane(t *testing.T, trigger int, partition int32) *lane {
 }
 
 // level returns when all Triggers are attached to the reader in all partitions and
-// have done everything.
+// have done everything that it has read.
 func (e *running) level(t *testing.T, partitions int32) {
 	t.Helper()
 	if err := eventually(t.Context(), func() error {
@@ -82,7 +82,7 @@ func TestReader_stuckTriggerHoldsUpNobody(t *testing.T) {
 	hold := make(chan struct{})
 	stuck := newSubscriber(t, func([]events.Message) (int, []events.Message) { <-hold; return 202, nil })
 	quick := newSubscriber(t, nil)
-	const limit, n, partitions = 16 << 10, 2000, 2
+	const limit, n, partitions = 8 << 10, 500, 2
 	e := startEngine(t, newCluster(t), graphOf(triggerFor("stuck", "ordered", "test", stuck.url), triggerFor("quick", "ordered", "test", quick.url)),
 		func(c *Config) { c.Partitions, c.BufferBytes, c.BatchEvents = partitions, limit, 50 })
 	e.sendMany(t, 0, n, 10)
@@ -127,7 +127,7 @@ func checkOnce(t *testing.T, got map[string]int, n int) {
 // However Triggers get slow and quick again, are detached and attached: each gets each
 // of its events once, in order, and in the end its position is the end of the topic.
 func TestReader_detachesAndAttaches(t *testing.T) {
-	for seed := range uint64(3) {
+	for seed := range uint64(2) {
 		t.Run(strconv.FormatUint(seed, 10), func(t *testing.T) {
 			random := rand.New(rand.NewPCG(seed, 7))
 			cluster := newCluster(t)
@@ -147,7 +147,7 @@ func TestReader_detachesAndAttaches(t *testing.T) {
 			})
 			want := [types]map[string]int{{}, {}, {}}
 			detached := 0
-			for at := 0; at < 6000; {
+			for at := 0; at < 2500; {
 				for i := range delays {
 					delays[i].Store(int64(random.IntN(3)) * int64(time.Millisecond))
 				}
@@ -170,6 +170,9 @@ func TestReader_detachesAndAttaches(t *testing.T) {
 			}
 			for i := range delays {
 				delays[i].Store(0)
+			}
+			for i, s := range subscribers {
+				s.wait(t, len(want[i%types]))
 			}
 			e.level(t, partitions)
 			for i, s := range subscribers {
@@ -213,12 +216,15 @@ func checkCommitted(t *testing.T, admin *kadm.Client, triggers int) {
 func TestReader_goesOnFromEachTriggersOffset(t *testing.T) {
 	cluster := newCluster(t)
 	client := newClient(t, cluster)
-	const topic, n = "knative-broker-m-default", near + 5000
+	const topic, n, every = "knative-broker-m-default", near + 5000, 50
 	if err := kafka.EnsureTopics(t.Context(), client, map[string]int32{topic: 1}, 1); err != nil {
 		t.Fatal(err)
 	}
 	for i := range n {
-		m := message(strconv.Itoa(i), "test", "/s", "")
+		m := message(strconv.Itoa(i), "other", "/s", "")
+		if i%every == 0 {
+			m.Set("type", "test")
+		}
 		client.Produce(t.Context(), kafka.ToRecord(topic, &m), nil)
 	}
 	if err := client.Flush(t.Context()); err != nil {
@@ -242,11 +248,13 @@ func TestReader_goesOnFromEachTriggersOffset(t *testing.T) {
 		t.Fatal(err)
 	}
 	for i, s := range subscribers {
-		s.wait(t, n+1-int(begins[i]))
 		want := map[string]int{}
 		for id := begins[i]; id <= n; id++ {
-			want[strconv.FormatInt(id, 10)] = 1
+			if id%every == 0 {
+				want[strconv.FormatInt(id, 10)] = 1
+			}
 		}
+		s.wait(t, len(want))
 		if diff := cmp.Diff(want, s.ids()); diff != "" {
 			t.Errorf("deliveries to Trigger %d (-want +got):\n%s", i, diff)
 		}
