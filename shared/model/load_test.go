@@ -131,6 +131,7 @@ func TestLoadRefuses(t *testing.T) {
 			m[file] = []byte(changed)
 		}
 	}
+	good := bundle(t)
 	for _, c := range []struct {
 		name   string
 		change func(testing.TB, memory)
@@ -186,7 +187,10 @@ func TestLoadRefuses(t *testing.T) {
 		{"other columns", replace(ExamplesFile, `"price"`, `"cost"`), true, ExamplesFile, `"cost": the model has no such feature`},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			m := bundle(t)
+			m := memory{}
+			for name, data := range good {
+				m[name] = bytes.Clone(data)
+			}
 			c.change(t, m)
 			if c.sealed {
 				m = m.seal(t)
