@@ -26,11 +26,13 @@ const (
 	ExamplesFile = "examples.json"
 )
 
-// limits bounds the files of a bundle, in bytes.
+// limits bounds the files of a bundle, in bytes. Loading a model takes several times
+// its size, which has to fit beside the one that is served: 32 MiB are some 5000 trees
+// of depth 6.
 var limits = map[string]int64{
 	ManifestFile: 64 << 10,
-	XGBoostFile:  128 << 20,
-	LightGBMFile: 128 << 20,
+	XGBoostFile:  32 << 20,
+	LightGBMFile: 32 << 20,
 	FeaturesFile: 16 << 20,
 	BaselineFile: 16 << 20,
 	MetricsFile:  1 << 20,
