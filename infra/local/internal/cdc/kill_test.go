@@ -188,8 +188,8 @@ func TestKilled_nothingIsLost(t *testing.T) {
 	dice := rand.New(rand.NewPCG(uint64(time.Now().UnixNano()), 0))
 	writers := w.write(3)
 	for range kills {
-		kill := w.process()
 		started := w.log.count("msg=capturing")
+		kill := w.process()
 		if dice.IntN(3) > 0 {
 			w.eventually("that it captures", func() bool { return w.log.count("msg=capturing") > started })
 			writers.until(dice.Int64N(400))
