@@ -104,11 +104,12 @@ func (r *runner) unexpected(c *Check) string {
 			}
 			parts = append(parts, fmt.Sprintf("%s::float8 %s %s", col, op, r.arg(*c.Min)))
 		}
+		// NaN is greater than all numbers in PostgreSQL, but in no range.
 		if c.Max != nil {
 			parts = append(parts, fmt.Sprintf("%s::float8 > %s", col, r.arg(*c.Max)))
+		} else {
+			parts = append(parts, fmt.Sprintf("%s::float8 = 'NaN'", col))
 		}
-		// NaN is greater than all numbers in PostgreSQL, but in no range.
-		parts = append(parts, fmt.Sprintf("%s::float8 = 'NaN'", col))
 		return "(" + strings.Join(parts, " OR ") + ")"
 	}
 	return ""
