@@ -115,15 +115,20 @@ func startChain(t testing.TB) *chain {
 	return c
 }
 
+func freePort(t testing.TB) int {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // to find a port
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().(*net.TCPAddr).Port
+}
+
 // start starts featurize, on a free port.
 func (c *chain) start() {
 	c.t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // to find a port
-	if err != nil {
-		c.t.Fatal(err)
-	}
-	port := l.Addr().(*net.TCPAddr).Port
-	_ = l.Close()
+	port := freePort(c.t)
 	var log bytes.Buffer
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), childVariable+"=1", "FUNCTION_NAME=featurize", "LISTEN_HOST=127.0.0.1", "PORT="+strconv.Itoa(port),

@@ -62,6 +62,13 @@ func (s *Server) NeedsProcess() {
 	}
 }
 
+// PID is the id of the server's process.
+func (s *Server) PID() int {
+	s.t.Helper()
+	s.NeedsProcess()
+	return s.cmd.Process.Pid
+}
+
 // Kill ends the server as kill -9 does.
 func (s *Server) Kill() {
 	s.t.Helper()
