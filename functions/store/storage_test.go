@@ -107,7 +107,7 @@ func TestHandle_firstOfABatchStays(t *testing.T) {
 	db, _ := open(t)
 	s := start(t, db)
 	rng := rand.New(rand.NewPCG(3, 3))
-	for round := range int64(2) {
+	for round := range int64(5) {
 		want := map[string]string{} // ranks by product
 		batch := make([]event.Event, 1000)
 		for i := range batch {
