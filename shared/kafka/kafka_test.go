@@ -126,12 +126,36 @@ func TestFromRecord_otherRecords(t *testing.T) {
 	}
 }
 
+func TestType(t *testing.T) {
+	m := sample()
+	twice := ToRecord("t", &m)
+	twice.Headers = append(twice.Headers, kgo.RecordHeader{Key: "ce_type", Value: []byte("last")})
+	for _, test := range []struct {
+		name   string
+		record *kgo.Record
+		typ    string
+		known  bool
+	}{
+		{"binary", ToRecord("t", &m), "t", true},
+		{"twice", twice, "last", true},
+		{"no event", &kgo.Record{Value: []byte("v")}, "", true},
+		{"structured", ToStructuredRecord("t", &m), "", false},
+	} {
+		if typ, known := Type(test.record); typ != test.typ || known != test.known {
+			t.Errorf("%s: got %q, %t", test.name, typ, known)
+		}
+	}
+}
+
 func FuzzFromRecord(f *testing.F) {
 	f.Add("ce_id", []byte("1"), "content-type", []byte("application/cloudevents+json"), []byte(`{"specversion":"1.0"}`))
 	f.Add("ce_", []byte{0xff}, "ce_specversion", []byte("1.0"), []byte(nil))
 	f.Fuzz(func(t *testing.T, k1 string, v1 []byte, k2 string, v2, value []byte) {
 		r := &kgo.Record{Value: value, Headers: []kgo.RecordHeader{{Key: k1, Value: v1}, {Key: k2, Value: v2}}}
 		m, ok := FromRecord(r)
+		if typ, known := Type(r); ok && known && typ != m.Get("type") {
+			t.Errorf("Type is %q, that of the event %q", typ, m.Get("type"))
+		}
 		if !ok || m.Validate() != nil {
 			return
 		}
