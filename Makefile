@@ -112,7 +112,7 @@ test-debezium: ## The embedded change data capture against a real Debezium; need
 .PHONY: chaos
 chaos: build ## Ten rounds of kill -9 under load (CHAOS_ROUNDS, CHAOS_SEED)
 	cd infra/local && CHAOS_ROUNDS=$(or $(CHAOS_ROUNDS),10) CHAOS_SEED=$(CHAOS_SEED) \
-	  go test -run '^TestNothingIsLostWhenProcessesAreKilled$$' -count=1 -timeout 30m -v .
+	  go test -run '^(TestNothingIsLostWhenProcessesAreKilled|TestGoldAndFeaturesSurviveKills)$$' -parallel 1 -count=1 -timeout 60m -v .
 
 .PHONY: chaos-features
 chaos-features: ## Ten rounds of kill -9 of Redis and featurize, features against a replay (CHAOS_ROUNDS, CHAOS_SEED)

@@ -65,15 +65,19 @@ func TestNothingIsLostWhenProcessesAreKilled(t *testing.T) {
 	t.Parallel()
 	p := newPlatform(t)
 	p.start()
-	chaos(t, p, map[string]func(){}, "runner", "kafka", "validate", "s3", "lake", "deadletter")
+	chaos(t, p, map[string]func(){}, "verdicts", "runner", "kafka", "validate", "s3", "lake", "deadletter")
 }
 
 // chaos kills one of the victims, sometimes two, in each round, then holds all that
-// was produced against the verdicts and the lake. A victim that the platform does
-// not start itself is killed and started by its function in others.
-func chaos(t *testing.T, p *platformProcess, others map[string]func(), victims ...string) {
+// was produced against the verdicts and the lake and, when rows are wanted, gold and
+// features too. A victim that the platform does not start itself is killed and started
+// by its function in others.
+func chaos(t *testing.T, p *platformProcess, others map[string]func(), want string, victims ...string) {
 	t.Helper()
-	rounds, seed := 3, rand.Uint64()
+	rounds, rate, seed := 3, "3000", rand.Uint64()
+	if want == "rows" {
+		rounds, rate = 2, "1500"
+	}
 	for name, set := range map[string]func(string) error{
 		"CHAOS_ROUNDS": func(v string) (err error) { rounds, err = strconv.Atoi(v); return err },
 		"CHAOS_SEED":   func(v string) (err error) { seed, err = strconv.ParseUint(v, 10, 64); return err },
@@ -87,7 +91,7 @@ func chaos(t *testing.T, p *platformProcess, others map[string]func(), victims .
 	t.Logf("CHAOS_ROUNDS=%d CHAOS_SEED=%d", rounds, seed)
 	rng := rand.New(rand.NewPCG(seed, 0))
 	rng.Shuffle(len(victims), func(i, j int) { victims[i], victims[j] = victims[j], victims[i] })
-	generator := p.startLoad("-rate", "3000")
+	generator := p.startLoad("-rate", rate)
 	for round := range rounds {
 		awaitTraffic(p)
 		time.Sleep(time.Duration(rng.IntN(800)) * time.Millisecond) // the random moment, not a wait
@@ -111,6 +115,11 @@ func chaos(t *testing.T, p *platformProcess, others map[string]func(), victims .
 	l.settle()
 	l.check()
 	l.checkProduced(report)
+	if want == "rows" {
+		l.settleGold()
+		l.checkGold()
+		l.checkFeatures()
+	}
 	p.stop()
 }
 
@@ -351,5 +360,5 @@ func TestRealKafka(t *testing.T) {
 		time.Sleep(time.Second)
 		start()
 		eventually(t, "Kafka answers again", answers, output.String)
-	}}, "real Kafka", "runner", "validate", "lake", "s3")
+	}}, "verdicts", "real Kafka", "runner", "validate", "lake", "s3")
 }

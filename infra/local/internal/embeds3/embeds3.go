@@ -75,13 +75,17 @@ func Run(ctx context.Context, cfg Config) error {
 		return err
 	}
 	defer n.close()
+	objectStore := notifying{Backend: gateway, notifier: n}
+	if err := objectStore.recover(ctx); err != nil {
+		return err
+	}
 
 	address := net.JoinHostPort(cfg.Host, strconv.Itoa(cfg.Port))
 	if cfg.Host == "" {
 		address = net.JoinHostPort("127.0.0.1", strconv.Itoa(cfg.Port))
 	}
 	fmt.Printf("s3 listens on %s, objects in %s\n", address, objects)
-	err = embedgw.RunVersityGW(ctx, notifying{Backend: gateway, notifier: n}, &embedgw.Config{
+	err = embedgw.RunVersityGW(ctx, objectStore, &embedgw.Config{
 		RootUserAccess: cfg.AccessKey,
 		RootUserSecret: cfg.SecretKey,
 		Region:         cfg.Region,

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -83,6 +84,30 @@ func TestObjectsAreStoredAndToldOf(t *testing.T) {
 		Port: freePort(t), DataDir: t.TempDir(), Region: "us-east-1", AccessKey: "millrace", SecretKey: "millrace-secret",
 		NotifyURLs: []string{h.URL}, NotifyToken: "Bearer sesame",
 	}
+	// What a server that was killed in the middle of four changes leaves.
+	before := filepath.Join(cfg.DataDir, "objects", "before")
+	intents := filepath.Join(cfg.DataDir, "notify", "intents")
+	for _, dir := range []string{before, intents} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(before, "written"), []byte("one"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for i, note := range []intent{
+		{"s3:ObjectCreated:Put", "before", "written"}, {"s3:ObjectCreated:Put", "before", "not-written"},
+		{"s3:ObjectRemoved:Delete", "before", "removed"}, {"s3:ObjectRemoved:Delete", "before", "written"},
+	} {
+		body, err := json.Marshal(note)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(intents, fmt.Sprintf("%d.json", i)), body, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- Run(ctx, cfg) }()
@@ -132,7 +157,7 @@ func TestObjectsAreStoredAndToldOf(t *testing.T) {
 		o.Close()
 	}
 
-	eventually(t, "five notifications", func() bool { return len(h.received()) >= 5 })
+	eventually(t, "all notifications", func() bool { return len(h.received()) >= 7 })
 	type told struct {
 		Event, Top, Bucket, Key string
 		Size                    int64
@@ -154,6 +179,8 @@ func TestObjectsAreStoredAndToldOf(t *testing.T) {
 		got = append(got, told{r.EventName, w.Key, r.S3.Bucket.Name, r.S3.Object.Key, r.S3.Object.Size})
 	}
 	want := []told{
+		{"s3:ObjectCreated:Put", "before/written", "before", "written", 3},
+		{"s3:ObjectRemoved:Delete", "before/removed", "before", "removed", 0},
 		{"s3:ObjectCreated:Put", "lake/" + key, "lake", "topics%2Fa+b%2Fx%2B1.json", 3},
 		{"s3:ObjectCreated:Put", "lake/" + key, "lake", "topics%2Fa+b%2Fx%2B1.json", 6},
 		{"s3:ObjectCreated:CompleteMultipartUpload", "lake/big", "lake", "big", 12 << 20},
@@ -165,6 +192,10 @@ func TestObjectsAreStoredAndToldOf(t *testing.T) {
 	}
 	if h.tokens[0] != cfg.NotifyToken {
 		t.Errorf("Authorization: %q", h.tokens[0])
+	}
+
+	if left, err := os.ReadDir(intents); err != nil || len(left) > 0 {
+		t.Errorf("notes of changes that were told of are left: %v %v", left, err)
 	}
 
 	cancel()

@@ -82,6 +82,7 @@ type notifying struct {
 }
 
 func (b notifying) PutObject(ctx context.Context, in s3response.PutObjectInput) (s3response.PutObjectOutput, error) {
+	defer b.intend("s3:ObjectCreated:Put", in.Bucket, in.Key)()
 	out, err := b.Backend.PutObject(ctx, in)
 	if err == nil {
 		b.send("s3:ObjectCreated:Put", str(in.Bucket), objectEntity{
@@ -91,6 +92,7 @@ func (b notifying) PutObject(ctx context.Context, in s3response.PutObjectInput) 
 }
 
 func (b notifying) CopyObject(ctx context.Context, in s3response.CopyObjectInput) (s3response.CopyObjectOutput, error) {
+	defer b.intend("s3:ObjectCreated:Copy", in.Bucket, in.Key)()
 	out, err := b.Backend.CopyObject(ctx, in)
 	if err == nil {
 		b.send("s3:ObjectCreated:Copy", str(in.Bucket), b.head(ctx, in.Bucket, in.Key))
@@ -99,6 +101,7 @@ func (b notifying) CopyObject(ctx context.Context, in s3response.CopyObjectInput
 }
 
 func (b notifying) CompleteMultipartUpload(ctx context.Context, in *s3.CompleteMultipartUploadInput) (s3response.CompleteMultipartUploadResult, string, error) {
+	defer b.intend("s3:ObjectCreated:CompleteMultipartUpload", in.Bucket, in.Key)()
 	out, version, err := b.Backend.CompleteMultipartUpload(ctx, in)
 	if err == nil {
 		b.send("s3:ObjectCreated:CompleteMultipartUpload", str(in.Bucket), b.head(ctx, in.Bucket, in.Key))
@@ -107,6 +110,7 @@ func (b notifying) CompleteMultipartUpload(ctx context.Context, in *s3.CompleteM
 }
 
 func (b notifying) DeleteObject(ctx context.Context, in *s3.DeleteObjectInput) (*s3.DeleteObjectOutput, error) {
+	defer b.intend("s3:ObjectRemoved:Delete", in.Bucket, in.Key)()
 	out, err := b.Backend.DeleteObject(ctx, in)
 	if err == nil {
 		b.send("s3:ObjectRemoved:Delete", str(in.Bucket), objectEntity{Key: str(in.Key)})
@@ -115,6 +119,11 @@ func (b notifying) DeleteObject(ctx context.Context, in *s3.DeleteObjectInput) (
 }
 
 func (b notifying) DeleteObjects(ctx context.Context, in *s3.DeleteObjectsInput) (s3response.DeleteResult, error) {
+	if in.Delete != nil {
+		for _, o := range in.Delete.Objects {
+			defer b.intend("s3:ObjectRemoved:Delete", in.Bucket, o.Key)()
+		}
+	}
 	out, err := b.Backend.DeleteObjects(ctx, in)
 	if err == nil {
 		for _, d := range out.Deleted {
@@ -155,6 +164,7 @@ func size(candidates ...*int64) int64 {
 // notifier hands each notification to every target's queue.
 type notifier struct {
 	region, user, endpoint string
+	intents                string // folder
 	targets                []*target
 
 	mu   sync.Mutex
@@ -162,7 +172,13 @@ type notifier struct {
 }
 
 func newNotifier(ctx context.Context, dir string, cfg Config) (*notifier, error) {
-	n := &notifier{region: cfg.Region, user: cfg.AccessKey, endpoint: fmt.Sprintf("http://127.0.0.1:%d", cfg.Port)}
+	n := &notifier{
+		region: cfg.Region, user: cfg.AccessKey, endpoint: fmt.Sprintf("http://127.0.0.1:%d", cfg.Port),
+		intents: filepath.Join(dir, "intents"),
+	}
+	if err := os.MkdirAll(n.intents, 0o750); err != nil {
+		return nil, fmt.Errorf("making the folder of notes: %w", err)
+	}
 	for _, u := range cfg.NotifyURLs {
 		t, err := openTarget(ctx, dir, u, cfg.NotifyToken)
 		if err != nil {
@@ -180,17 +196,21 @@ func (n *notifier) close() {
 	}
 }
 
+// sequence gives ever greater numbers, over restarts too.
+func (n *notifier) sequence() int64 {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.last = max(n.last+1, time.Now().UnixNano())
+	return n.last
+}
+
 // send queues a notification. It is on disk when send returns, so an object whose
 // creation was acknowledged is always told of, even after a crash.
 func (n *notifier) send(event, bucket string, o objectEntity) {
 	if len(n.targets) == 0 {
 		return
 	}
-	now := time.Now().UTC()
-	n.mu.Lock()
-	n.last = max(n.last+1, now.UnixNano())
-	seq := n.last
-	n.mu.Unlock()
+	now, seq := time.Now().UTC(), n.sequence()
 
 	plain := bucket + "/" + o.Key
 	o.Key = url.QueryEscape(o.Key)
