@@ -316,6 +316,12 @@ func (s *Steps) reply(ctx context.Context, e *event.Event, st *step, o object, o
 	r := events.NewReply(e, s.function, typ)
 	r.SetSubject(o.Key)
 	r.SetExtension("bucket", o.Bucket)
+	if typ == events.ETLFailed {
+		// For Triggers of alerts: at which step, and whether data that was expected is held
+		// back or a file is no lake object.
+		r.SetExtension("step", st.name)
+		r.SetExtension("severity", map[string]string{stopped: "critical", refused: "warning"}[out.state])
+	}
 	if err := r.SetData(event.ApplicationJSON, p); err != nil {
 		return nil, fmt.Errorf("writing the reply: %w", err)
 	}

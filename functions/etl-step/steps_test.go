@@ -223,9 +223,41 @@ func TestBadLinesGoToQuarantineAndTheRestGoesOn(t *testing.T) {
 	}
 }
 
+// An upload that was cut off in the middle of a line.
+func TestTruncatedObjectKeepsWhatIsWhole(t *testing.T) {
+	w := newWorld(t)
+	es := shop(rng(4), 0, 20)
+	data := lines(0, 0, es...)
+	o := w.put(key(0, 0), data[:len(data)-40])
+	if _, err := w.store.Put(t.Context(), w.bucket, o.Key, data[:len(data)-40], "application/x-ndjson", map[string]string{metaRecords: "20"}, lake.Condition{}); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(all, w.load(o)); diff != "" {
+		t.Fatalf("replies (-want +got):\n%s", diff)
+	}
+	if got := query(t, w.db, `SELECT concat_ws(' ', lines, rows, quarantined) FROM etl.loads`); got[0] != "20 19 1" {
+		t.Errorf("load: %s", got[0])
+	}
+	// The lake writes it again, whole.
+	w.put(o.Key, data)
+	if diff := cmp.Diff(all, w.load(o)); diff != "" {
+		t.Fatalf("replies (-want +got):\n%s", diff)
+	}
+	if got := query(t, w.db, `SELECT count(*)::text FROM bronze.events`); got[0] != "20" {
+		t.Errorf("%s records", got[0])
+	}
+	w.wantRebuild()
+}
+
 func TestBadObjectsAreRefused(t *testing.T) {
 	w := newWorld(t)
+	var utf16 []byte
+	for _, c := range string(lines(0, 30, event1(""))) {
+		utf16 = append(utf16, byte(c), byte(c>>8))
+	}
 	for key, data := range map[string][]byte{
+		key(0, 30):                        utf16,
+		key(0, 40):                        bytes.Repeat([]byte("x"), 2*lake.MaxLine),
 		key(0, 0):                         []byte("PK\x03\x04 not text at all \xff\xfe\x00"),
 		key(0, 10):                        []byte(`[{"payload":{}},`),
 		"topics/" + topic + "/README.txt": []byte("hello\n"),
@@ -277,6 +309,10 @@ func TestFailedBlockingCheckStopsTheBatchAndOnlyIt(t *testing.T) {
 	reply, err := w.steps.Handle(t.Context(), *must(w.steps.Handle(t.Context(), created(bad))))
 	if err != nil {
 		t.Fatal(err)
+	}
+	alert := map[string]any{"step": reply.Extensions()["step"], "severity": reply.Extensions()["severity"]}
+	if diff := cmp.Diff(map[string]any{"step": "silver", "severity": "critical"}, alert); diff != "" {
+		t.Errorf("extensions (-want +got):\n%s", diff)
 	}
 	var p progress
 	if err := json.Unmarshal(reply.Data(), &p); err != nil {
