@@ -2,6 +2,7 @@ package eventing
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -159,7 +160,9 @@ func (c *commits) write(ctx context.Context, moved map[*lane]int64) error {
 	req.Topics = append(req.Topics, topic)
 	res, err := req.RequestWith(ctx, c.reader.client)
 	if err := refusal(res, err); err != nil {
-		c.reader.forgetTopicID() // the topic may have been made anew
+		if errors.Is(err, kerr.UnknownTopicID) {
+			c.reader.forgetTopicID() // the topic was made anew
+		}
 		return fmt.Errorf("committing offsets: %w", err)
 	}
 	return nil
