@@ -17,6 +17,9 @@ import (
 
 	"github.com/cloudevents/sdk-go/v2/event"
 	"github.com/google/go-cmp/cmp"
+	"go.opentelemetry.io/otel"
+	sdkmetric "go.opentelemetry.io/otel/sdk/metric"
+	"go.opentelemetry.io/otel/sdk/metric/metricdata"
 
 	"github.com/millrace-dev/millrace/shared/events"
 	"github.com/millrace-dev/millrace/shared/features"
@@ -446,7 +449,66 @@ func TestPromotionsUnderLoad(t *testing.T) {
 	}
 }
 
+// TestRedisComesBack kills the online store: requests for entities fail with what the
+// contract says, those with features do not, and all is well again afterwards.
+func TestRedisComesBack(t *testing.T) {
+	redis := redistest.Start(t)
+	redis.NeedsProcess()
+	store, err := online.Config{URL: redis.URL, PoolSize: 4, Timeout: 10 * time.Second, FeatureTTL: time.Hour, SessionTTL: time.Hour}.Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = store.Close() })
+	push(t, store, 1, 10, 500)
+	_, uri := folder(t, modeltest.Shop(t, "7", 0.25))
+	s := start(t, Config{URI: uri}, store)
+	s.waitFor(t, s.live, "7")
+	const entity = `[{"user_id":1,"product_id":10}]`
+	redis.Kill()
+	if status, body := do(t, "POST", s.url+"/predict", entity); status != http.StatusInternalServerError || !strings.Contains(body, "Failed to get features for user_id=1, product_id=10: ") {
+		t.Errorf("%d %s", status, body)
+	}
+	if status, body := do(t, "POST", s.url+"/predict", `[{"features":{"price":500}}]`); status != http.StatusOK || !strings.Contains(body, "[1.25]") {
+		t.Errorf("%d %s", status, body)
+	}
+	redis.Restart()
+	s.wait(t, "features", func() bool {
+		status, body := do(t, "POST", s.url+"/predict", entity)
+		return status == http.StatusOK && strings.Contains(body, `"predictions":[1.25]`)
+	})
+}
+
+// FuzzBodies looks for bodies that are answered with anything but an answer or a
+// refusal.
+func FuzzBodies(f *testing.F) {
+	_, uri := folder(f, modeltest.Shop(f, "7", 0.25))
+	s := start(f, Config{URI: uri}, nil)
+	s.waitFor(f, s.live, "7")
+	mux := http.NewServeMux()
+	s.routes(mux)
+	paths := []string{"/predict", "/v2/models/purchase_prediction_model/infer", "/v1/models/purchase_prediction_model:predict"}
+	for _, body := range []string{`[{"user_id":1,"product_id":2}]`, `[{"features":{"price":1,"brand":"apple","event_weekday":null}}]`,
+		`{"inputs":[{"name":"x","datatype":"FP32","shape":[1,6],"data":[[1,2,3,null,5,6]]}]}`,
+		`{"inputs":[{"name":"brand","datatype":"BYTES","shape":[2],"data":["a\\\"",null]},{"name":"price","datatype":"INT64","shape":[2,1],"data":[1,2]}]}`,
+		`{"instances":[[1,2,3,4,5,null]]}`, `{"instances":[{"price":true}]}`} {
+		f.Add(body)
+	}
+	f.Fuzz(func(t *testing.T, body string) {
+		for _, path := range paths {
+			w := httptest.NewRecorder()
+			mux.ServeHTTP(w, httptest.NewRequest(http.MethodPost, path, strings.NewReader(body)))
+			if ok := w.Code == 200 || w.Code == 400 || w.Code == 422 || w.Code == 500 && path == "/predict"; !ok || !json.Valid(w.Body.Bytes()) {
+				t.Errorf("%s: %d %s", path, w.Code, w.Body)
+			}
+		}
+	})
+}
+
 func TestCanaryGetsItsShare(t *testing.T) {
+	reader := sdkmetric.NewManualReader()
+	before := otel.GetMeterProvider()
+	otel.SetMeterProvider(sdkmetric.NewMeterProvider(sdkmetric.WithReader(reader)))
+	t.Cleanup(func() { otel.SetMeterProvider(before) })
 	_, uri := folder(t, modeltest.Shop(t, "1", 1))
 	_, canaryURI := folder(t, modeltest.Shop(t, "2", 2))
 	_, shadowURI := folder(t, modeltest.Shop(t, "3", 3))
@@ -465,6 +527,30 @@ func TestCanaryGetsItsShare(t *testing.T) {
 	}
 	if diff := cmp.Diff(map[string]int{"1": 186, "2": 14}, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
+	}
+	// Each version's predictions are counted, and the shadow saw what it had time for.
+	counted := func() map[string]int64 {
+		var all metricdata.ResourceMetrics
+		if err := reader.Collect(t.Context(), &all); err != nil {
+			t.Fatal(err)
+		}
+		by := map[string]int64{}
+		for _, m := range all.ScopeMetrics[0].Metrics {
+			if sum, ok := m.Data.(metricdata.Sum[int64]); ok && (m.Name == "predict.predictions" || m.Name == "predict.shadow.dropped") {
+				for _, p := range sum.DataPoints {
+					role, _ := p.Attributes.Value("role")
+					by[m.Name+" "+role.AsString()] += p.Value
+				}
+			}
+		}
+		return by
+	}
+	s.wait(t, "the shadow", func() bool {
+		by := counted()
+		return by["predict.predictions shadow"]+by["predict.shadow.dropped "] == 200
+	})
+	if by := counted(); by["predict.predictions live"] != 186 || by["predict.predictions canary"] != 14 {
+		t.Errorf("%v", by)
 	}
 	// Of events the share is by their ids, so that one that comes again gets the
 	// same version.
