@@ -296,7 +296,7 @@ func TestCapture_lostSlot(t *testing.T) {
 func TestCapture_snapshotUnderLoad(t *testing.T) {
 	w := newWorld(t)
 	w.exec(createEvents)
-	w.exec(`INSERT INTO events SELECT '2019-10-01 00:00:00+00', 'view', 1, 2, 'a.b', NULL, 0, 3, 'old' || i FROM generate_series(1, 20000) i`)
+	w.exec(`INSERT INTO events SELECT '2019-10-01 00:00:00+00', 'view', 1, 2, 'a.b', NULL, 0, 3, 'old' || i FROM generate_series(1, 4000) i`)
 	writers := w.write(3)
 	w.capture()
 	w.eventually("the snapshot", func() bool { return w.log.count("the snapshot is complete") == 1 })

@@ -126,7 +126,7 @@ func (w *world) text(sql string, args ...any) string {
 // eventually waits for a condition.
 func (w *world) eventually(what string, holds func() bool) {
 	w.Helper()
-	for deadline := time.Now().Add(patience); !holds(); time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(patience); !holds(); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			w.Fatalf("still waiting: %s", what)
 		}

@@ -25,9 +25,11 @@ type writers struct {
 	done    sync.WaitGroup
 }
 
-func (w *world) write(n int) *writers { w.Helper(); return w.writeEvery(n, 0) }
+// write starts writers. They pause between two transactions, so that a slow capture
+// does not find ever more to do.
+func (w *world) write(n int) *writers { w.Helper(); return w.writeEvery(n, 5*time.Millisecond) }
 
-// writeEvery starts writers that each pause between two transactions.
+// writeEvery is write with another pause.
 func (w *world) writeEvery(n int, pause time.Duration) *writers {
 	w.Helper()
 	ctx, cancel := context.WithCancel(w.Context())
