@@ -23,10 +23,10 @@ type engine struct {
 	done    chan struct{} // closed when run has returned
 }
 
-func newEngine(w *parts, log *slog.Logger, event func(part, text string, bad bool)) *engine {
+func newEngine(w *parts, log *slog.Logger, j *jobs, event func(part, text string, bad bool)) *engine {
 	return &engine{
 		config: eventing.Config{
-			Graph: w.platform.graph, Kafka: w.kafka, Service: w.serviceURL, Logger: log,
+			Graph: w.platform.graph, Kafka: w.kafka, Service: w.serviceURL, Job: j.accept, Logger: log,
 			// One broker: a group whose member was killed is to go on soon.
 			SessionTimeout: 6 * time.Second,
 			// Dozens of partitions are read at a time in one small process, and a

@@ -89,17 +89,7 @@ func loadService(file string) (service, error) {
 			Template struct {
 				Spec struct {
 					Containers []struct {
-						Env []struct {
-							Name      string `yaml:"name"`
-							Value     string `yaml:"value"`
-							ValueFrom *struct {
-								SecretKeyRef *struct {
-									Name     string `yaml:"name"`
-									Key      string `yaml:"key"`
-									Optional bool   `yaml:"optional"`
-								} `yaml:"secretKeyRef"`
-							} `yaml:"valueFrom"`
-						} `yaml:"env"`
+						Env []containerEnv `yaml:"env"`
 					} `yaml:"containers"`
 				} `yaml:"spec"`
 			} `yaml:"template"`
@@ -118,21 +108,43 @@ func loadService(file string) (service, error) {
 	case len(m.Spec.Template.Spec.Containers) == 0:
 		return service{}, fmt.Errorf("%s: spec.template.spec.containers is empty", file)
 	}
-	for i, e := range m.Spec.Template.Spec.Containers[0].Env {
+	if s.env, err = variables(m.Spec.Template.Spec.Containers[0].Env); err != nil {
+		return service{}, fmt.Errorf("%s: %w", file, err)
+	}
+	return s, nil
+}
+
+// containerEnv is a variable in a manifest.
+type containerEnv struct {
+	Name      string `yaml:"name"`
+	Value     string `yaml:"value"`
+	ValueFrom *struct {
+		SecretKeyRef *struct {
+			Name     string `yaml:"name"`
+			Key      string `yaml:"key"`
+			Optional bool   `yaml:"optional"`
+		} `yaml:"secretKeyRef"`
+	} `yaml:"valueFrom"`
+}
+
+// variables reads a container's environment.
+func variables(env []containerEnv) ([]variable, error) {
+	var all []variable
+	for i, e := range env {
 		v := variable{name: e.Name, value: e.Value}
 		switch {
 		case e.Name == "":
-			return service{}, fmt.Errorf("%s: env[%d] has no name", file, i)
+			return nil, fmt.Errorf("env[%d] has no name", i)
 		case e.ValueFrom == nil:
 		case e.ValueFrom.SecretKeyRef == nil:
-			return service{}, fmt.Errorf("%s: env %s: only a value or a secretKeyRef can be given to a local process", file, e.Name)
+			return nil, fmt.Errorf("env %s: only a value or a secretKeyRef can be given to a local process", e.Name)
 		default:
 			ref := e.ValueFrom.SecretKeyRef
 			v.secret, v.secretKey, v.optional = ref.Name, ref.Key, ref.Optional
 		}
-		s.env = append(s.env, v)
+		all = append(all, v)
 	}
-	return s, nil
+	return all, nil
 }
 
 // allTopics are the topics that the graph reads and writes. The partitions of

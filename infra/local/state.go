@@ -26,6 +26,7 @@ const layout = 1
 //	endpoint     address of that runner
 //	secrets.json passwords and tokens, made once
 //	data/        Kafka's log, S3's objects, PostgreSQL, Redis, the producer's progress
+//	jobs/        the events and results of JobSinks' jobs
 //	log/         one file a process
 //	run/         notes of running processes
 type stateDir struct {

@@ -123,7 +123,9 @@ type runner struct {
 	producer                 *supervise.Child
 	stores                   []*supervise.Child
 	functions, companions    []*supervise.Child
+	jobs                     *jobs
 	stopEngine, stopDisplays func()
+	stopJobs                 func()
 	stopIngress              func(context.Context)
 }
 
@@ -167,7 +169,11 @@ func newRunner(w *parts, stdout io.Writer) (*runner, error) {
 		r.collector.event(e.Child, e.Text, e.Bad)
 	})
 	r.collector.sup = r.sup
-	r.engine = newEngine(w, log, r.collector.event)
+	if r.jobs, err = newJobs(w, r.sup, r.collector.event); err != nil {
+		r.close()
+		return nil, err
+	}
+	r.engine = newEngine(w, log, r.jobs, r.collector.event)
 	r.collector.engine = r.engine.stats
 	return r, nil
 }
@@ -253,6 +259,10 @@ func (r *runner) start(ctx context.Context) error {
 	if err := r.startFunctions(ctx); err != nil {
 		return err
 	}
+	jobsCtx, stopJobs := context.WithCancel(context.WithoutCancel(ctx))
+	jobsDone := make(chan struct{})
+	go func() { defer close(jobsDone); r.jobs.run(jobsCtx) }()
+	r.stopJobs = func() { stopJobs(); <-jobsDone }
 	engineCtx, stopEngine := context.WithCancel(context.WithoutCancel(ctx))
 	r.stopEngine = stopEngine
 	go r.engine.run(engineCtx)
@@ -394,6 +404,9 @@ func (r *runner) stop(ctx context.Context) {
 		case <-r.engine.done:
 		case <-ctx.Done():
 		}
+	}
+	if r.stopJobs != nil {
+		r.stopJobs()
 	}
 	stopAll(ctx, slices.Concat(r.functions, r.companions)...)
 	if r.stopIngress != nil {

@@ -82,6 +82,19 @@ type Spec struct {
 	KillSignal syscall.Signal
 }
 
+func (spec Spec) withDefaults() Spec {
+	if spec.StopTimeout == 0 {
+		spec.StopTimeout = 10 * time.Second
+	}
+	if spec.StopSignal == 0 {
+		spec.StopSignal = syscall.SIGTERM
+	}
+	if spec.KillSignal == 0 {
+		spec.KillSignal = syscall.SIGKILL
+	}
+	return spec
+}
+
 // Event is something a person should know of: a death, a recovery, a report.
 type Event struct {
 	Child string
@@ -161,15 +174,7 @@ type Child struct {
 // Start starts a child and keeps it running until Stop. It fails only when the
 // child's log cannot be written.
 func (s *Supervisor) Start(spec Spec) (*Child, error) {
-	if spec.StopTimeout == 0 {
-		spec.StopTimeout = 10 * time.Second
-	}
-	if spec.StopSignal == 0 {
-		spec.StopSignal = syscall.SIGTERM
-	}
-	if spec.KillSignal == 0 {
-		spec.KillSignal = syscall.SIGKILL
-	}
+	spec = spec.withDefaults()
 	log, err := openLog(filepath.Join(s.logDir, spec.Name+".log"), logBytes)
 	if err != nil {
 		return nil, err

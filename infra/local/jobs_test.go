@@ -1,0 +1,125 @@
+package main
+
+import (
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/millrace-dev/millrace/shared/events"
+)
+
+// A job runs once for an event however often the event comes, is begun again when the
+// platform was killed in the middle of it, and is reported when it fails.
+func TestJobSinkRunsOneJobAnEvent(t *testing.T) {
+	t.Parallel()
+	gate := filepath.Join(t.TempDir(), "gate")
+	p := newPlatform(t, "KEEPER_GATE="+gate)
+	root := checkoutWith(t, "", "", "")
+	manifest, err := os.ReadFile(filepath.Join("testdata", "jobsink.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(t, filepath.Join(root, "triggers", "jobsink.yaml"), string(manifest))
+	p.replaceArg("--root", root)
+	p.start()
+
+	send := func(id, data string) {
+		t.Helper()
+		m := events.Message{Data: []byte(data), Attrs: []events.Attr{
+			{Name: "specversion", Value: "1.0"}, {Name: "id", Value: id}, {Name: "source", Value: "/test"},
+			{Name: "type", Value: "dev.millrace.test.keep.v1"}, {Name: "datacontenttype", Value: "application/json"},
+		}}
+		eventually(t, "the event is accepted", func() bool {
+			req, err := http.NewRequestWithContext(running(t), http.MethodPost, p.url("/millrace/default"), strings.NewReader(string(m.Data)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			events.SetHTTP(req.Header, &m)
+			resp, err := http.DefaultClient.Do(req)
+			if err != nil {
+				return false
+			}
+			resp.Body.Close()
+			return resp.StatusCode == http.StatusAccepted
+		}, p.out.String)
+	}
+	for range 3 {
+		send("1", `{"n":1}`)
+	}
+	send("2", `{"n":2,"fail":true}`)
+	states := func() map[string]string {
+		found := map[string]string{}
+		dirs, _ := filepath.Glob(filepath.Join(p.state, "jobs", "keeper", "*"))
+		for _, dir := range dirs {
+			event, err := os.ReadFile(filepath.Join(dir, "event"))
+			if err != nil {
+				continue
+			}
+			m, err := readJob(dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			number := "1"
+			if strings.Contains(string(event), `"id":"2"`) {
+				number = "2"
+			}
+			found[number] = m.State
+			found[number+" runs"] = runs(dir)
+			found[number+" sink"] = contents(filepath.Join(dir, "sink"))
+		}
+		return found
+	}
+	// One at a time: the second waits for the first.
+	eventually(t, "the first job runs", func() bool { s := states(); return s["1 runs"] == "1" && s["2"] == "queued" }, p.out.String)
+	p.kill()
+	p.start()
+	eventually(t, "the job is begun again", func() bool { return states()["1 runs"] == "2" }, p.out.String)
+	write(t, gate, "")
+	want := map[string]string{
+		"1": "succeeded", "1 runs": "2", "1 sink": p.url("/millrace/default"),
+		"2": "failed", "2 runs": "2", "2 sink": "",
+	}
+	eventually(t, "both jobs end", func() bool { return cmp.Equal(want, states()) }, func() string { return cmp.Diff(want, states()) })
+	send("1", `{"n":1}`) // once more, after its end
+	send("3", `{"n":3}`)
+	eventually(t, "a job after that", func() bool {
+		found, _ := filepath.Glob(filepath.Join(p.state, "jobs", "keeper", "*", "sink"))
+		return len(found) == 2
+	}, p.out.String)
+	for _, part := range []string{"was interrupted and is begun again", "failed (exit code 3)", "attempt 2 of 2", "it is to fail", "succeeded after"} {
+		if !strings.Contains(p.out.String(), part) {
+			t.Errorf("the user is not told %q:\n%s", part, p.out)
+		}
+	}
+	p.stop()
+}
+
+func runs(dir string) string {
+	n := strings.Count(contents(filepath.Join(dir, "runs")), "run")
+	return string(rune('0' + n))
+}
+
+func contents(file string) string {
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(b))
+}
+
+func TestJobSinkThatCannotRunHereIsNamed(t *testing.T) {
+	t.Parallel()
+	p := newPlatform(t)
+	root := checkoutWith(t, "", "", "")
+	manifest, err := os.ReadFile(filepath.Join("testdata", "jobsink.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(t, filepath.Join(root, "triggers", "jobsink.yaml"), strings.Replace(string(manifest), localCommand, "example.com/other", 1))
+	p.replaceArg("--root", root)
+	requireAll(t, refused(t, p), "jobsink.yaml", "keeper", "registry.example.com/keeper:1", localCommand)
+}
