@@ -92,6 +92,7 @@ func (c Config) Open() (*Store, error) {
 	opts.MaxRetries = 1
 	opts.ConnMaxIdleTime = 5 * time.Minute
 	opts.DisableIdentity = true
+	opts.Protocol = 2 // see read
 	opts.MaintNotificationsConfig = &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
 	return &Store{redis: redis.NewClient(opts), featureTTL: c.FeatureTTL, sessionTTL: max(c.SessionTTL, c.FeatureTTL+grace), now: time.Now}, nil
 }

@@ -431,6 +431,38 @@ func TestOddTextsAreKept(t *testing.T) {
 	}
 }
 
+// What somebody else has written under our names is an error that names the key, and
+// not a value.
+func TestForeignDataIsAnError(t *testing.T) {
+	s := open(t)
+	for i, write := range []func(key string) error{
+		func(key string) error { return s.redis.Set(t.Context(), key, "x", 0).Err() },
+		func(key string) error { return s.redis.HSet(t.Context(), key, "t", "x").Err() },
+		func(key string) error { return s.redis.HSet(t.Context(), key, "t", "1").Err() },
+		func(key string) error { return s.redis.HSet(t.Context(), key, "t", "1", "a", "1", "price", "x").Err() },
+	} {
+		key := fmt.Sprintf("fs:user_product:1:%d", i)
+		if err := write(key); err != nil {
+			t.Fatal(err)
+		}
+		if rows, err := s.Get(t.Context(), []Key{UserProduct(1, int64(i))}); err == nil || i > 0 && !strings.Contains(err.Error(), key) {
+			t.Errorf("%d: %+v, %v", i, rows, err)
+		}
+	}
+}
+
+func FuzzAnswer(f *testing.F) {
+	f.Add("*8\r\n$18\r\n063705952812000000\r\n$1\r\n1\r\n$0\r\n\r\n$1\r\n5\r\n$1\r\n1\r\n$-1\r\n$1\r\na\r\n$1\r\n1\r\n")
+	f.Add("*8\r\n$-1\r\n")
+	f.Add("-WRONGTYPE x\r\n")
+	f.Fuzz(func(t *testing.T, answer string) {
+		var r Row
+		if err := r.read(&features.UserProduct, answer); err != nil && r.Found {
+			t.Errorf("found with an error: %v", err)
+		}
+	})
+}
+
 func TestTimesOfAllYears(t *testing.T) {
 	for _, at := range []time.Time{time.Date(1, 1, 1, 0, 0, 0, 0, time.UTC), time.Date(9999, 12, 31, 23, 59, 59, 999999000, time.UTC), start} {
 		text := appendTime(nil, at)

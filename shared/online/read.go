@@ -2,8 +2,11 @@ package online
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -62,7 +65,9 @@ func (s *Store) Get(ctx context.Context, keys []Key) ([]Row, error) {
 		return rows, nil
 	}
 	pipe := s.redis.Pipeline()
-	cmds := make([]*redis.SliceCmd, len(keys))
+	// Answers are taken as they come over the wire: the client would make four
+	// allocations of each value.
+	cmds := make([]*redis.RawCmd, len(keys))
 	var text []byte
 	for i := range keys {
 		k := &keys[i]
@@ -71,14 +76,19 @@ func (s *Store) Get(ctx context.Context, keys []Key) ([]Row, error) {
 		} else {
 			text = appendUserProductKey(text, k.user, k.product)
 		}
-		cmds[i] = pipe.HMGet(ctx, string(text), fields[k.view]...)
+		command := slices.Clone(hmget[k.view])
+		command[1] = string(text)
+		cmds[i] = redis.NewRawCmd(ctx, command...)
+		if err := pipe.Process(ctx, cmds[i]); err != nil {
+			return nil, fmt.Errorf("reading features: %w", err)
+		}
 	}
 	if _, err := pipe.Exec(ctx); err != nil {
 		return nil, fmt.Errorf("reading features: %w", err)
 	}
 	now := s.now()
 	for i := range keys {
-		if err := rows[i].read(keys[i].view, cmds[i].Val()); err != nil {
+		if err := rows[i].read(keys[i].view, string(cmds[i].Val())); err != nil {
 			return nil, fmt.Errorf("reading features of %s: %w", cmds[i].Args()[1], err)
 		}
 		rows[i].Stale = rows[i].Found && now.Sub(rows[i].Arrival) > s.featureTTL
@@ -86,28 +96,75 @@ func (s *Store) Get(ctx context.Context, keys []Key) ([]Row, error) {
 	return rows, nil
 }
 
-func (r *Row) read(v *features.View, values []any) (err error) {
-	at, found := values[0].(string)
-	if !found {
-		return nil
+// hmget are the commands that read entities of a view, but for the key.
+var hmget = func() map[*features.View][]any {
+	commands := map[*features.View][]any{}
+	for view, list := range fields {
+		command := []any{"hmget", ""}
+		for _, field := range list {
+			command = append(command, field)
+		}
+		commands[view] = command
 	}
-	if r.EventTime, err = parseTime(at); err != nil {
+	return commands
+}()
+
+// read takes an entity from the answer to its HMGET.
+func (r *Row) read(v *features.View, answer string) error {
+	// An error is the whole of an answer.
+	if strings.HasPrefix(answer, "-") {
+		return errors.New(strings.TrimSpace(answer[1:]))
+	}
+	head, rest, _ := strings.Cut(answer, "\r\n")
+	if head != "*"+strconv.Itoa(2+len(v.Features)) {
+		return errAnswer
+	}
+	var value string
+	var ok bool
+	var err error
+	if value, ok, rest, err = next(rest); err != nil || !ok {
+		return err // or there is no such entity
+	}
+	if r.EventTime, err = parseTime(value); err != nil {
 		return err
 	}
-	arrival, _ := values[1].(string)
-	ms, err := strconv.ParseInt(arrival, 10, 64)
+	if value, _, rest, err = next(rest); err != nil {
+		return err
+	}
+	ms, err := strconv.ParseInt(value, 10, 64)
 	if err != nil {
 		return fmt.Errorf("it has no arrival: %w", err)
 	}
 	r.Arrival = time.UnixMilli(ms).UTC()
-	for i, place := range v.Features {
-		text, _ := values[i+2].(string)
-		if r.Features[place], err = types[place].ParseText(text); err != nil {
+	for _, place := range v.Features {
+		if value, _, rest, err = next(rest); err != nil {
+			return err
+		}
+		if r.Features[place], err = types[place].ParseText(value); err != nil {
 			return fmt.Errorf("%s: %w", names[place], err)
 		}
 	}
 	r.Found = true
 	return nil
+}
+
+var errAnswer = errors.New("the answer is not that of HMGET")
+
+// next takes a bulk string off an answer, in the second version of the protocol; ok
+// is false for null.
+func next(answer string) (value string, ok bool, rest string, err error) {
+	head, rest, _ := strings.Cut(answer, "\r\n")
+	if head == "$-1" {
+		return "", false, rest, nil
+	}
+	if !strings.HasPrefix(head, "$") {
+		return "", false, "", errAnswer
+	}
+	n, err := strconv.Atoi(head[1:])
+	if err != nil || n < 0 || n+2 > len(rest) {
+		return "", false, "", errAnswer
+	}
+	return rest[:n], true, rest[n+2:], nil
 }
 
 var types, names = func() (types [features.Count]features.Type, names [features.Count]string) {
