@@ -84,7 +84,11 @@ RETURNS TABLE (
     record_hash bytea, event_timestamp timestamp, arrived_at timestamptz, user_session text, user_id bigint, product_id bigint,
     brand text, price double precision, event_weekday bigint, category_code_level1 text, category_code_level2 text, activity_count bigint,
     is_purchased int, source text)
-LANGUAGE sql STABLE PARALLEL SAFE
+LANGUAGE sql STABLE
+-- Most of gold is read. The planner takes the three columns of the join with bronze
+-- for independent of each other, expects a row, and would go through all purchases
+-- for each of a million.
+SET enable_nestloop = off SET work_mem = '256MB'
 BEGIN ATOMIC
     WITH carts AS (
         -- A topic that was deleted and filled again may have an event in its old place.
