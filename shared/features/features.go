@@ -124,19 +124,6 @@ func Of(e *Event, rank int64) Vector {
 	return v
 }
 
-// Columns is a list for SELECT that computes all features, each under its name, of
-// rows of dwh.fact_events, which the query has to call f.
-func Columns() string {
-	var b strings.Builder
-	for i := range all {
-		if i > 0 {
-			b.WriteString(", ")
-		}
-		b.WriteString(all[i].SQL + " AS " + all[i].Name)
-	}
-	return b.String()
-}
-
 // part is split_part of PostgreSQL: the n-th of a text's dotted parts, "" if there
 // are fewer.
 func part(text string, n int) string {
@@ -205,9 +192,6 @@ func (v Value) Any() any {
 	}
 	return nil
 }
-
-// Equal tells whether two values are the same, null and null included.
-func (v Value) Equal(w Value) bool { return v == w }
 
 // AppendText appends the value as text, which ParseText reads: nothing for null.
 func (v Value) AppendText(dst []byte) []byte {

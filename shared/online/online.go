@@ -109,9 +109,6 @@ func withoutPassword(err error) error {
 	return err
 }
 
-// FeatureTTL is how long features are valid after their event arrived.
-func (s *Store) FeatureTTL() time.Duration { return s.featureTTL }
-
 // Close closes all connections.
 func (s *Store) Close() error { return s.redis.Close() }
 
@@ -121,12 +118,6 @@ func (s *Store) Ping(ctx context.Context) error {
 		return fmt.Errorf("reaching Redis: %w", err)
 	}
 	return nil
-}
-
-// Connections tells how many connections there are, and how many of them are idle.
-func (s *Store) Connections() (total, idle int) {
-	stats := s.redis.PoolStats()
-	return int(stats.TotalConns), int(stats.IdleConns)
 }
 
 // quiet sends what the client library says on its own to the debug log. It writes a
