@@ -41,50 +41,29 @@ import (
 // patience bounds every wait. What is waited for usually comes at once.
 const patience = 2 * time.Minute
 
-// Programs is the environment variable that names a folder of programs that are
+// prebuilt is the environment variable that names a folder of programs that are
 // built already.
-const Programs = "TEST_PROGRAMS"
+const prebuilt = "TEST_PROGRAMS"
 
-var programs struct {
-	dir  string
-	once sync.Once
-	err  error
-}
-
-func TestMain(m *testing.M) {
-	defer func() {
-		if programs.dir != "" && os.Getenv(Programs) == "" {
-			_ = os.RemoveAll(programs.dir)
-		}
-	}()
-	pgtest.Main(m)
-}
+func TestMain(m *testing.M) { pgtest.Main(m) }
 
 var names = []string{"validate", "featurize", "store", "lake", "etl-step"}
 
-// build makes the programs of the functions, once.
+// build makes the programs of the functions, and gives their folder.
 func build(t *testing.T) string {
 	t.Helper()
-	programs.once.Do(func() {
-		if programs.dir = os.Getenv(Programs); programs.dir != "" {
-			return
-		}
-		//nolint:usetesting // the programs outlive the test that builds them
-		if programs.dir, programs.err = os.MkdirTemp("", "millrace-skew-"); programs.err != nil {
-			return
-		}
-		args := []string{"build", "-o", programs.dir + "/"}
-		for _, name := range names {
-			args = append(args, "../../functions/"+name)
-		}
-		if out, err := exec.Command("go", args...).CombinedOutput(); err != nil {
-			programs.err = fmt.Errorf("building the functions: %w\n%s", err, out)
-		}
-	})
-	if programs.err != nil {
-		t.Fatal(programs.err)
+	if dir := os.Getenv(prebuilt); dir != "" {
+		return dir
 	}
-	return programs.dir
+	dir := t.TempDir()
+	args := []string{"build", "-o", dir + "/"}
+	for _, name := range names {
+		args = append(args, "../../functions/"+name)
+	}
+	if out, err := exec.CommandContext(t.Context(), "go", args...).CombinedOutput(); err != nil {
+		t.Fatalf("building the functions: %v\n%s", err, out)
+	}
+	return dir
 }
 
 // platform is all that runs.
@@ -154,10 +133,8 @@ func start(t *testing.T) *platform {
 		// Everything that was served is compared, at once.
 		"SKEW_LAG=0s", "SKEW_ROWS=1000000",
 	}
-	for _, bucket := range []string{p.bucket} {
-		if _, err := p.s3.EnsureBucket(t.Context(), bucket); err != nil {
-			t.Fatal(err)
-		}
+	if _, err := p.s3.EnsureBucket(t.Context(), p.bucket); err != nil {
+		t.Fatal(err)
 	}
 	for i, name := range names {
 		p.services[name] = newService(t, filepath.Join(dir, name), name, env, uint64(i))
@@ -281,7 +258,11 @@ func (s *service) await() {
 			s.t.Fatalf("%s ended", s.name)
 		default:
 		}
-		res, err := http.Get("http://" + s.address() + "/readyz")
+		r, err := http.NewRequestWithContext(s.t.Context(), http.MethodGet, "http://"+s.address()+"/readyz", nil)
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		res, err := http.DefaultClient.Do(r)
 		if err != nil {
 			return false
 		}
