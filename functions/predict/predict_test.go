@@ -368,9 +368,7 @@ func TestBadBundleNeverReplacesGoodOne(t *testing.T) {
 	}
 	modeltest.Shop(t, "4", 1).Write(t, dir)
 	s.waitFor(t, s.live, "4")
-	if e := s.live.show().Error; e != "" {
-		t.Errorf("the error stays: %s", e)
-	}
+	s.wait(t, "the end of the error", func() bool { return s.live.show().Error == "" })
 }
 
 func TestPromotionEventReloadsAtOnce(t *testing.T) {
