@@ -43,8 +43,8 @@ const (
 	// there are of the walk, and of the recent hours.
 	sweepPage  = 1000
 	sweepPages = 5
-	// sweepOpen bounds the objects that were asked for and have not come: when the
-	// steps are behind, more events would not make them faster.
+	// sweepOpen bounds the objects that were asked for in the last ten minutes and have
+	// not come: when the steps are behind, more events would not make them faster.
 	sweepOpen = 1000
 	// sweepExpired bounds the rows that are deleted for their age.
 	sweepExpired = 10_000
@@ -111,7 +111,7 @@ func (s *sweeper) sweep(ctx context.Context) (asked int, err error) {
 	}
 	var open int
 	var after string
-	err = s.db.QueryRow(ctx, `SELECT (SELECT count(*) FROM etl.objects WHERE swept > 0),
+	err = s.db.QueryRow(ctx, `SELECT (SELECT count(*) FROM etl.objects WHERE swept > 0 AND swept_at > now() - interval '10 minutes'),
 		coalesce((SELECT after FROM etl.sweeps WHERE bucket = $1 AND prefix = $2), '')`, s.config.Bucket, s.config.Prefix).Scan(&open, &after)
 	if err != nil {
 		return 0, fmt.Errorf("looking where the sweep is: %w", err)

@@ -283,6 +283,24 @@ func TestSweepsWalkThroughTheWholeLake(t *testing.T) {
 	}
 }
 
+// Events that were lost on their way do not keep the sweep from asking.
+func TestSweepAsksAgainWhenAllThatItSentWasLost(t *testing.T) {
+	w := newWorld(t)
+	b := w.sweeping()
+	w.steps.sweeper.open = 3
+	for n := range int64(5) {
+		w.put(key(0, 10*n), lines(0, 10*n, event1("")))
+	}
+	var asked []int
+	for range 2 {
+		asked = append(asked, len(w.swept(b)), len(w.swept(b)))
+		w.forget()
+	}
+	if diff := cmp.Diff([]int{3, 0, 3, 0}, asked); diff != "" {
+		t.Errorf("asked for (-want +got):\n%s", diff)
+	}
+}
+
 func TestSweepExpiresRunsAndNotesThoseThatDied(t *testing.T) {
 	w := newWorld(t)
 	b := w.sweeping()
