@@ -50,7 +50,7 @@ check: ## Formatting and vet
 
 .PHONY: test-unit
 test-unit: build ## Unit, contract, property and in-process chain tests, with the race detector
-	TEST_S3_PROGRAM=$(CURDIR)/$(BIN)/millrace CGO_ENABLED=1 go test -race ./...
+	TEST_S3_PROGRAM=$(CURDIR)/$(BIN)/millrace TEST_PROGRAMS=$(CURDIR)/$(BIN) CGO_ENABLED=1 go test -race ./...
 
 .PHONY: test-chain
 test-chain: build ## The whole platform as real processes, with processes killed at random
@@ -83,6 +83,12 @@ test-mlflow: build ## The registry's client and predict with a real MLflow serve
 	  then TEST_S3_PROGRAM=$(CURDIR)/$(BIN)/millrace TEST_MLFLOW=$(CURDIR)/$(MLFLOW)/bin/mlflow \
 	    go test -count=1 -v -run 'TestMLflow|TestAliasDecides' ./shared/registry ./functions/predict; \
 	  else echo "skipped: MLflow cannot be installed here (python3 with venv, and its packages)"; fi
+
+.PHONY: test-skew
+test-skew: build ## Served features against recomputed ones, streams of five seeds (SKEW_EVENTS)
+	for seed in 1 2 3 4 5; do \
+	  TEST_S3_PROGRAM=$(CURDIR)/$(BIN)/millrace TEST_PROGRAMS=$(CURDIR)/$(BIN) SKEW_SEED=$$seed SKEW_EVENTS=$(or $(SKEW_EVENTS),5000) \
+	    go test -count=1 -timeout 15m -v ./infra/skew; done
 
 .PHONY: test-etl
 test-etl: ## Ten rounds of ETL with kill -9 at random points: gold equals a rebuild, byte for byte (ROUNDS)
