@@ -188,7 +188,7 @@ func ready(t testing.TB, e event.Event) features.Ready {
 // waitFor waits until a condition is met.
 func waitFor(t testing.TB, what string, met func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(time.Minute); !met(); time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(3 * time.Minute); !met(); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("waited in vain until %s", what)
 		}
