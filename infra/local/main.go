@@ -44,6 +44,7 @@ type command struct {
 var commands = []command{
 	{"up", "run the platform until Ctrl-C (the default)", runUp},
 	{"status", "print the status of the platform that runs here, once", runStatus},
+	{"env", "print how other programs reach its parts, for a shell", runEnv},
 	{"kafka", "run the embedded Kafka alone", runKafka},
 	{"s3", "run the embedded S3 alone", runS3},
 	{"redis", "run the embedded Redis alone", runRedis},

@@ -289,6 +289,31 @@ func TestWithoutPostgreSQLTheRestGoesOn(t *testing.T) {
 	p.stop()
 }
 
+func TestEnvReachesTheParts(t *testing.T) {
+	t.Parallel()
+	p := newPlatform(t)
+	p.start()
+	env := func(args ...string) string {
+		t.Helper()
+		cmd := exec.Command(filepath.Join(bin(t), "millrace"), append([]string{"env", "--state", p.state}, args...)...)
+		cmd.Env = cleanEnv()
+		out, err := cmd.Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(out)
+	}
+	requireAll(t, env(), "export KAFKA_BROKERS='"+local(p.base+1)+"'\n", "export S3_ENDPOINT='http://"+local(p.base+2)+"'\n", "export INGEST_TOKEN='")
+	if got, want := env("--name", "REDIS_URL"), "redis://"+local(p.base+4)+"/0\n"; got != want {
+		t.Errorf("REDIS_URL: got %q, want %q", got, want)
+	}
+	p.needDatabase()
+	if got, want := env("--name", "DATABASE_URL"), p.databaseURL(databaseName)+"\n"; got != want {
+		t.Errorf("DATABASE_URL: got %q, want %q", got, want)
+	}
+	p.stop()
+}
+
 func TestStatusSaysThatNothingRuns(t *testing.T) {
 	t.Parallel()
 	cmd := exec.Command(filepath.Join(bin(t), "millrace"), "status", "--state", t.TempDir())

@@ -24,6 +24,7 @@ const layout = 1
 //	state.json   layout and the version that made it
 //	lock         held while a runner runs; its process id
 //	endpoint     address of that runner
+//	env.json     how other programs reach its parts
 //	secrets.json passwords and tokens, made once
 //	data/        Kafka's log, S3's objects, PostgreSQL, Redis, the producer's progress
 //	jobs/        the events and results of JobSinks' jobs

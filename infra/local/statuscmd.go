@@ -21,7 +21,7 @@ var ansi = regexp.MustCompile("\x1b\\[[0-9;?]*[A-Za-z]")
 // runStatus is the command status: it asks a running runner and prints its answer.
 func runStatus(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	fs := flag.NewFlagSet("status", flag.ContinueOnError)
-	state := fs.String("state", or(os.Getenv("MILLRACE_STATE"), filepath.Join(or(os.Getenv("MILLRACE_ROOT"), "."), ".local")), "state folder of the runner (env MILLRACE_STATE)")
+	state := stateFlag(fs)
 	asJSON := fs.Bool("json", false, "print the status as JSON")
 	if done, err := parse(fs, args, "Prints the status of the platform that runs here, once.", stdout, stderr); done {
 		return err

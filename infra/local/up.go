@@ -242,6 +242,9 @@ func (r *runner) start(ctx context.Context) error {
 	if err := os.WriteFile(r.state.join("endpoint"), []byte("http://"+l.Addr().String()+"\n"), 0o644); err != nil {
 		return fmt.Errorf("writing this run's address: %w", err)
 	}
+	if err := r.writeEnv(); err != nil {
+		return err
+	}
 	collecting, stopCollecting := context.WithCancel(context.WithoutCancel(ctx))
 	collected := make(chan struct{})
 	go func() { defer close(collected); r.collector.run(collecting, r.out.update) }()
