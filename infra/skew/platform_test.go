@@ -383,6 +383,30 @@ func (p *platform) tick(name string) {
 	}})
 }
 
+// metric gives the value of a function's metric with a label, "" if there is none.
+func (p *platform) metric(service, name, label string) string {
+	p.t.Helper()
+	r, err := http.NewRequestWithContext(p.t.Context(), http.MethodGet, "http://"+p.services[service].address()+"/metrics", nil)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	res, err := http.DefaultClient.Do(r)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	defer res.Body.Close()
+	text, err := io.ReadAll(res.Body)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	for line := range strings.Lines(string(text)) {
+		if strings.HasPrefix(line, name+"{") && strings.Contains(line, label) {
+			return strings.TrimSpace(line[strings.LastIndexByte(line, ' '):])
+		}
+	}
+	return ""
+}
+
 // read gives all records of a topic so far.
 func (p *platform) read(topic string) []*kgo.Record {
 	p.t.Helper()

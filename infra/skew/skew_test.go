@@ -466,6 +466,15 @@ func (p *platform) compareStored(distinct int) {
 			p.trace(line[0].(string))
 		}
 	}
+	// The same number as a metric.
+	if equal := p.metric("store", "millrace_feature_skew_rows_total", `outcome="equal"`); equal != strconv.FormatInt(facts, 10) {
+		t.Errorf("the metric counts %q equal rows of %d", equal, facts)
+	}
+	for _, f := range features.All() {
+		if n := p.metric("store", "millrace_feature_skew_differences_total", `feature="`+f.Name+`"`); n != "0" {
+			t.Errorf("the metric counts %q differences of %s", n, f.Name)
+		}
+	}
 	carts := p.query(`SELECT count(*), count(*) FILTER (WHERE source = 'served'), count(*) FILTER (WHERE is_purchased = 1),
 		(SELECT count(*) FROM dwh.fact_events WHERE event_type = 'cart') FROM feature_store.training_set('infinity')`)[0]
 	if carts[0] != carts[1] || carts[0] != carts[3] || carts[2] == int64(0) || carts[2] == carts[0] {
