@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -230,5 +231,61 @@ func TestReapEndsOnlyWhatItsNoteDescribes(t *testing.T) {
 	}
 	if left, _ := filepath.Glob(filepath.Join(dir, "*.json")); len(left) != 0 {
 		t.Errorf("notes are left: %q", left)
+	}
+}
+
+func TestChildThatRunsOnceIsNotStartedAgain(t *testing.T) {
+	s, _ := newSupervisor(t)
+	sh := func(script string) Spec { return Spec{Name: "once", Path: "/bin/sh", Args: []string{"-c", script}} }
+	for _, tc := range []struct{ script, how, tail string }{
+		{"echo done", Succeeded, "done"},
+		{"echo no luck >&2; exit 3", "exit code 3", "no luck"},
+	} {
+		how, tail, err := s.RunOnce(t.Context(), sh(tc.script))
+		if err != nil || how != tc.how || strings.Join(tail, "\n") != tc.tail {
+			t.Errorf("%s: %q, %q, %v; want %q, %q", tc.script, how, tail, err, tc.how, tc.tail)
+		}
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan string)
+	go func() {
+		how, _, _ := s.RunOnce(ctx, sh("sleep 1000"))
+		ended <- how
+	}()
+	eventually(t, "the child runs", func() bool {
+		all := s.Status()
+		return len(all) == 1 && all[0].PID != 0
+	})
+	stop()
+	if how := <-ended; !strings.HasPrefix(how, "signal 15") {
+		t.Errorf("a child whose context ended: %q", how)
+	}
+	if all := s.Status(); len(all) != 0 {
+		t.Errorf("children that have ended are listed: %+v", all)
+	}
+}
+
+func TestChildIsPreparedBeforeEachStartAndStoppedByItsSignal(t *testing.T) {
+	s, ev := newSupervisor(t)
+	prepared := make(chan error, 3)
+	prepared <- errors.New("not yet")
+	prepared <- nil
+	prepared <- nil
+	c, err := s.Start(Spec{
+		Name: "prepared", Path: "/bin/sh", Args: []string{"-c", "trap 'echo asked; exit 0' INT; echo listening; while :; do sleep 0.01; done"},
+		Prepare:    func(context.Context) error { return <-prepared },
+		StopSignal: syscall.SIGINT, KillSignal: syscall.SIGQUIT,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the child runs", func() bool { return c.Status().State == Ready })
+	if ev.find("could not be prepared: not yet") == nil {
+		t.Errorf("the reason was not reported: %+v", ev.all)
+	}
+	eventually(t, "the child listens for its signal", func() bool { return slices.Contains(c.Tail(), "listening") })
+	c.Stop(t.Context())
+	if tail := c.Tail(); len(tail) == 0 || tail[len(tail)-1] != "asked" {
+		t.Errorf("the child was not asked by its signal: %q", tail)
 	}
 }
