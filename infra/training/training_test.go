@@ -11,6 +11,7 @@ import (
 
 	"github.com/millrace-dev/millrace/shared/features"
 	"github.com/millrace-dev/millrace/shared/model"
+	"github.com/millrace-dev/millrace/shared/registry"
 )
 
 // The trainer takes the features that serving gives, in the same order.
@@ -52,7 +53,7 @@ func TestFeaturesAreThoseOfTheDefinition(t *testing.T) {
 // The starter model is one that predict serves; loading checks its examples, too. It
 // must not grow into the repository's largest file.
 func TestStarterLoads(t *testing.T) {
-	b := load(t, "starter/bundle")
+	b := load(t, model.Folder("starter/bundle"))
 	if b.Manifest.Version != "starter" {
 		t.Errorf("version %q", b.Manifest.Version)
 	}
@@ -75,12 +76,36 @@ func TestWrittenBundleLoads(t *testing.T) {
 	if folder == "" {
 		t.Skip("TRAINING_BUNDLE names no bundle; make test-training does")
 	}
-	load(t, folder)
+	load(t, model.Folder(folder))
 }
 
-func load(t *testing.T, folder string) *model.Bundle {
+// TestRegisteredBundleLoads is run by the trainer's own tests with a registry in which
+// they have just registered version 1.
+func TestRegisteredBundleLoads(t *testing.T) {
+	address := os.Getenv("TRAINING_REGISTRY")
+	if address == "" {
+		t.Skip("TRAINING_REGISTRY names no registry; make test-training does")
+	}
+	c, err := registry.Config{URL: address}.Connect()
+	if err != nil {
+		t.Fatal(err)
+	}
+	v, err := c.ByVersion(t.Context(), "purchase_prediction_model", "1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	source, err := c.Bundle(t.Context(), v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if b := load(t, source); v.Tags["digest"] != b.Digest {
+		t.Errorf("the version's tag says digest %q, the bundle has %s", v.Tags["digest"], b.Digest)
+	}
+}
+
+func load(t *testing.T, source model.Source) *model.Bundle {
 	t.Helper()
-	b, err := model.Load(t.Context(), model.Folder(folder))
+	b, err := model.Load(t.Context(), source)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -8,7 +8,8 @@ registers one version of it. It does not decide what is served: that is the gate
 The modules, in the order of a run: request (what is asked for), data (reading the
 training set), windows (splitting it), encoding (values to numbers), search (parameters
 and the final fit), evaluation (what the model is worth), bundle (the files), tracking
-(MLflow), events (what others are told). training puts them together, cli is the program.
+(MLflow), events (what others are told), interruption (SIGTERM). training puts them
+together, cli is the program.
 """
 
 __version__ = "0.1.0"

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from millrace_training import events
+from millrace_training import events, interruption
 from millrace_training.failure import TrainingError
 from millrace_training.request import Request, kind, parse, parse_time
 from millrace_training.spec import purchase
@@ -58,6 +58,7 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(message)s")
     logging.getLogger("alembic").setLevel(logging.WARNING)
     args = _parser().parse_args(argv)
+    interruption.watch()
     now = datetime.now(UTC).isoformat()
     asked = events.Event(str(uuid.uuid4()), "/millrace/training/flags", events.REQUESTED, time=now)
     subject = purchase().name

@@ -8,6 +8,7 @@ Reason = Literal[
     "database_error",
     "database_unavailable",
     "internal_error",
+    "interrupted",
     "no_training_set",
     "one_class",
     "registry_error",
@@ -15,7 +16,7 @@ Reason = Literal[
 ]
 """Why there is no model: for programs to decide by."""
 
-TRANSIENT: frozenset[Reason] = frozenset({"database_unavailable", "registry_error"})
+TRANSIENT: frozenset[Reason] = frozenset({"database_unavailable", "interrupted", "registry_error"})
 """Reasons that may be gone when the same is asked for again."""
 
 

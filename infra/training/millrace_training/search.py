@@ -12,6 +12,7 @@ import optuna
 import xgboost as xgb
 from numpy.typing import NDArray
 
+from millrace_training import interruption
 from millrace_training.encoding import Matrix
 from millrace_training.request import Request
 
@@ -75,6 +76,14 @@ def predict(booster: xgb.Booster, matrix: Matrix) -> NDArray[np.float64]:
     return np.asarray(booster.inplace_predict(matrix), np.float64)
 
 
+class _Interruption(xgb.callback.TrainingCallback):  # type: ignore[misc]
+    """Looks, after each tree, whether the run is told to end."""
+
+    def after_iteration(self, model: xgb.Booster, epoch: int, evals_log: Any) -> bool:  # noqa: ANN401, ARG002
+        interruption.check()
+        return False
+
+
 class _Pruning(xgb.callback.TrainingCallback):  # type: ignore[misc]
     """Tells the study how a trial goes, and ends it when it is told to."""
 
@@ -101,7 +110,7 @@ def run(train: Examples, validation: Examples, names: list[str], request: Reques
         evals = [(dtrain, "train"), (dvalid, "validation")] if not callbacks else [(dvalid, "validation")]
         return xgb.train(
             parameters, dtrain, num_boost_round=request.rounds, evals=evals, evals_result=history, verbose_eval=False,
-            callbacks=[*callbacks, stop],
+            callbacks=[*callbacks, _Interruption(), stop],
         )  # fmt: skip
 
     def objective(trial: optuna.Trial) -> float:

@@ -112,14 +112,19 @@ class Registry:
         A run that does not come so far is marked as failed and has no version.
         """
         with _told():
-            run = self._client.create_run(
-                self._experiment(), int(started.timestamp() * 1000), tags={"mlflow.source.name": "millrace_training"}
-            )
+            experiment = self._experiment()
+            tags = {"mlflow.source.name": "millrace_training"}
+            if request := result.tags.get(REQUEST_TAG):
+                tags[REQUEST_TAG] = request
+                self._bury(experiment, request)
+            run = self._client.create_run(experiment, int(started.timestamp() * 1000), tags=tags)
             run_id = run.info.run_id
             try:
                 self._log(run_id, int(started.timestamp() * 1000), result)
                 self._client.log_artifacts(run_id, str(result.bundle), _BUNDLE)
                 source = f"{run.info.artifact_uri.rstrip('/')}/{_BUNDLE}"
+                self._client.set_terminated(run_id)
+                # Last, so that what fails before leaves no version.
                 self._make_model()
                 version = self._client.create_model_version(
                     self._model, source, run_id, tags=result.tags, description=self._description
@@ -127,8 +132,13 @@ class Registry:
             except BaseException:
                 self._client.set_terminated(run_id, RunStatus.to_string(RunStatus.FAILED))
                 raise
-            self._client.set_terminated(run_id)
         return Registered(str(version.version), run_id, source)
+
+    def _bury(self, experiment: str, request: str) -> None:
+        """End the runs that the request has left open, whose processes were killed."""
+        query = f"tags.{REQUEST_TAG} = '{request}' and attributes.status = 'RUNNING'"
+        for run in self._client.search_runs([experiment], query):
+            self._client.set_terminated(run.info.run_id, RunStatus.to_string(RunStatus.KILLED))
 
     def _experiment(self) -> str:
         if found := self._client.get_experiment_by_name(EXPERIMENT):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from millrace_training import bundle, data, encoding, evaluation, plots, search, windows
+from millrace_training import bundle, data, encoding, evaluation, interruption, plots, search, windows
 from millrace_training.request import Request
 from millrace_training.spec import Spec
 from millrace_training.tracking import REQUEST_TAG, Registry, Result
@@ -92,6 +92,7 @@ def run(spec: Spec, request: Request, env: Environment, request_id: str = "") ->
             "champion": champion_report,
             "seconds": round(time.monotonic() - clock, 3),
         }
+        interruption.check()
         if not registry:
             return {**report, "source": out.resolve().as_uri() if env.output else ""}
         scores = {"challenger": score}

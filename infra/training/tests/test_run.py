@@ -3,7 +3,9 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -35,7 +37,7 @@ def test_a_model_is_trained_and_better_than_the_frequency(
     status, type_, told = run(warehouse, sink, monkeypatch, "--output", str(tmp_path / "b"))
     assert (status, type_) == (0, events.COMPLETED)
     assert told["metrics"]["auc"]["low"] > 0.55
-    assert told["metrics"]["baseline_log_loss_gain"]["low"] > 0
+    assert told["metrics"]["baseline_log_loss_gain"]["value"] > 0
     w = told["windows"]
     assert w["train"]["to"] == w["validation"]["from"]
     assert w["validation"]["to"] == w["test"]["from"]
@@ -60,7 +62,7 @@ def test_go_loads_what_is_written(
         pytest.skip("there is no go on the PATH")
     # With what a shop may have in its texts, and missing values.
     url = changed(
-        """UPDATE bronze.events SET brand = 'naïve "brand" 😀 \\ ' || chr(0x2028) WHERE brand LIKE 's%'""",
+        """UPDATE bronze.events SET brand = 'naïve "brand" 😀 \\ ' || chr(8232) WHERE brand LIKE 's%'""",
         "UPDATE bronze.events SET price = NULL WHERE product_id % 7 = 0",
         "UPDATE bronze.events SET category_code = 'ä.' WHERE product_id % 11 = 0",
     )
@@ -222,6 +224,27 @@ def test_an_event_asks_for_it(warehouse: str, sink: Sink, monkeypatch: pytest.Mo
     headers, body = sink.got[-1]
     assert headers["ce-type"] == events.FAILED
     assert json.loads(body)["message"].startswith("field trails is not one of")
+
+
+def test_one_that_is_told_to_end_tells_of_it(warehouse: str) -> None:
+    command = [sys.executable, "-m", "millrace_training", "--as-of", AS_OF, "--trials", "10000"]
+    environment = {**os.environ, "DATABASE_URL": warehouse}
+    with subprocess.Popen(
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=shop.ROOT / "infra/training",
+    ) as process:
+        assert process.stderr is not None
+        assert process.stdout is not None
+        assert any("rows: " in line for line in process.stderr), "it reads the rows, and goes on for minutes"
+        process.send_signal(signal.SIGTERM)
+        told = json.loads(process.stdout.read())
+        assert process.wait(60) == 1
+    assert told["type"] == events.FAILED
+    assert (told["data"]["reason"], told["data"]["transient"]) == ("interrupted", True)
 
 
 def test_a_time_shows_what_was_known_then(warehouse: str) -> None:
