@@ -46,8 +46,9 @@ func newStorage(db *warehouse.DB, tables []*table, c UpkeepConfig) (*storage, er
 		s.tables[t.event] = &target{
 			table:  t,
 			insert: fmt.Sprintf("INSERT INTO %s (%s) VALUES (%s) ON CONFLICT (%s) DO NOTHING", t.name, columns, strings.Join(values, ", "), key),
-			stage:  fmt.Sprintf("CREATE TEMP TABLE IF NOT EXISTS incoming_%d ON COMMIT DELETE ROWS AS SELECT %s FROM %s WITH NO DATA", i, columns, t.name),
-			copy:   fmt.Sprintf("COPY pg_temp.incoming_%d (%s) FROM STDIN BINARY", i, columns),
+			// A row's place in the table says nothing about when it came: hence number.
+			stage: fmt.Sprintf("CREATE TEMP TABLE IF NOT EXISTS incoming_%d ON COMMIT DELETE ROWS AS SELECT %s, 0 AS number FROM %s WITH NO DATA", i, columns, t.name),
+			copy:  fmt.Sprintf("COPY pg_temp.incoming_%d (%s, number) FROM STDIN BINARY", i, columns),
 			// In the order of the key, so that two calls with the same events wait for
 			// each other rather than deadlock; of equal ones the first that came.
 			move: fmt.Sprintf("INSERT INTO %[2]s (%[3]s) SELECT DISTINCT ON (%[4]s) %[3]s FROM pg_temp.incoming_%[1]d ORDER BY %[4]s, number ON CONFLICT (%[4]s) DO NOTHING",
@@ -151,13 +152,12 @@ const maxAttempts = 5
 func (s *storage) transaction(ctx context.Context, entries []entry) error {
 	for attempt := 1; ; attempt++ {
 		err := s.attempt(ctx, entries)
-		class := code(err)[:2]
-		switch {
-		case err == nil || class == "22" || class == "23":
+		switch class := code(err)[:2]; {
+		case err == nil || refused(err):
 			return err
 		case class == "40" && attempt < maxAttempts:
 			continue
-		case class == "42":
+		case class == "42" || class == "22":
 			return err // of this program or its schema: not for good, but no outage
 		}
 		return function.Unavailable(err, retryAfter)
@@ -172,10 +172,10 @@ func code(err error) string {
 	return "08006"
 }
 
-// refused tells errors that are about a row.
+// refused tells errors that are about a row, and not about how it was written.
 func refused(err error) bool {
-	class := code(err)[:2]
-	return class == "22" || class == "23"
+	c := code(err)
+	return c != "22P03" && c != "22P04" && (c[:2] == "22" || c[:2] == "23")
 }
 
 // few is up to how many rows are inserted one by one. A temporary table costs about
