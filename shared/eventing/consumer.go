@@ -51,7 +51,9 @@ type topicPartition struct {
 // start joins the group. Everything else happens on the consumer's own goroutines
 // until shut is called.
 func (c *consumer) start(opts []kgo.Opt) error {
+	c.mu.Lock() // the lag may be asked for already
 	c.partitions = map[topicPartition]*partition{}
+	c.mu.Unlock()
 	c.stopped, c.ready = make(chan struct{}), make(chan struct{})
 	c.hard, c.cancel = context.WithCancel(context.Background())
 	opts = append(memberOptions(opts, c.config, c.group),

@@ -82,7 +82,9 @@ func (r *reader) start(opts []kgo.Opt) error {
 		filters[i] = s.filter
 	}
 	r.interest, r.matched = newInterest(filters...), make([][]queued, len(filters))
+	r.mu.Lock() // the lag may be asked for already
 	r.shared = map[int32]*sharedPartition{}
+	r.mu.Unlock()
 	r.stopped, r.ready, r.moved = make(chan struct{}), make(chan struct{}), make(chan struct{}, 1)
 	r.hard, r.cancel = context.WithCancel(context.Background())
 	r.opts = fetchOptions(opts)

@@ -46,6 +46,12 @@ FROM (
 ) r
 WHERE NOT deleted
 
+-- leaving out events that another transaction deleted or moved to another session since
+-- they were found: their own load, which is still to come here, says what they are now.
+-- Without a rank they get no fact, and so must leave no trace elsewhere.
+DELETE FROM pg_temp.work w
+WHERE NOT w.deleted AND NOT EXISTS (SELECT FROM pg_temp.ranks r WHERE r.record_hash = w.record_hash)
+
 -- setting apart the ranks of events that may have a fact already: those of other
 -- loads, and those that came again
 INSERT INTO pg_temp.others
