@@ -35,15 +35,17 @@ func watchUsage(t *testing.T) (stop func() map[string]usage) {
 		for {
 			for pod, function := range runningPods(t) {
 				now := time.Now()
-				memory, cpu, err := processMetrics(pod)
+				memory, cpu, started, err := processMetrics(pod)
 				if err != nil {
 					continue // it has just started or is about to end
 				}
 				peak := peaks[function]
 				peak.memory = max(peak.memory, memory)
-				if before, ok := last[pod]; ok {
-					peak.cores = max(peak.cores, (cpu-before.cpu)/now.Sub(before.at).Seconds())
+				before, ok := last[pod]
+				if !ok {
+					before.at = started
 				}
+				peak.cores = max(peak.cores, (cpu-before.cpu)/now.Sub(before.at).Seconds())
 				last[pod], peaks[function] = look{cpu, now}, peak
 			}
 			select {
@@ -76,11 +78,12 @@ func runningPods(t *testing.T) map[string]string {
 	return found
 }
 
-// processMetrics reads the memory in MiB and the CPU seconds of a pod's function.
-func processMetrics(pod string) (memory, cpu float64, err error) {
+// processMetrics reads the memory in MiB, the CPU seconds and the start of a pod's
+// function.
+func processMetrics(pod string) (memory, cpu float64, started time.Time, err error) {
 	out, err := kubectl("get", "--raw", "/api/v1/namespaces/"+namespace+"/pods/"+pod+":8080/proxy/metrics")
 	if err != nil {
-		return 0, 0, err
+		return 0, 0, started, err
 	}
 	lines := bufio.NewScanner(strings.NewReader(out))
 	for lines.Scan() {
@@ -91,13 +94,17 @@ func processMetrics(pod string) (memory, cpu float64, err error) {
 			memory /= 1 << 20
 		case "process_cpu_seconds_total":
 			cpu, err = strconv.ParseFloat(value, 64)
+		case "process_start_time_seconds":
+			var seconds float64
+			seconds, err = strconv.ParseFloat(value, 64)
+			started = time.UnixMilli(int64(seconds * 1000))
 		}
 		if err != nil {
-			return 0, 0, fmt.Errorf("%s: %w", name, err)
+			return 0, 0, started, fmt.Errorf("%s: %w", name, err)
 		}
 	}
-	if memory == 0 {
-		return 0, 0, fmt.Errorf("%s has no process metrics", pod)
+	if memory == 0 || started.IsZero() {
+		return 0, 0, started, fmt.Errorf("%s has no process metrics", pod)
 	}
-	return memory, cpu, lines.Err()
+	return memory, cpu, started, lines.Err()
 }
