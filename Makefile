@@ -54,11 +54,11 @@ test-unit: build ## Unit, contract, property and in-process chain tests, with th
 
 .PHONY: test-chain
 test-chain: build ## The whole platform as real processes, with processes killed at random
-	cd infra/local && go test ./...
+	cd infra/local && go test -count=1 ./...
 
 .PHONY: test-manifests
 test-manifests: ## Manifests against Knative's own types, and the event graph
-	cd infra/lint && go test ./...
+	cd infra/lint && go test -count=1 ./...
 
 .PHONY: test-kafka
 test-kafka: build ## The platform on a real Apache Kafka that gets killed; needs Java 17 and Maven
