@@ -174,7 +174,12 @@ func (o *options) assignPorts(functions []string) (map[string]int, error) {
 		"ingress": 8080, "kafka": 9092, "s3": 9000,
 		// Not their own: where they are installed, the system's usually run there.
 		"postgres": 15432, "redis": 16379,
+		// A function keeps its port when others are added. Functions that are not named
+		// here come behind, from 8100 on.
+		"deadletter": 8081, "etl-step": 8082, "featurize": 8083, "ingest": 8084, "lake": 8085, "store": 8086,
+		"validate": 8087, "predict": 8088, "train-trigger": 8089, "detect": 8090, "drift": 8091, "alert": 8092,
 	}
+	next := 8100
 	names := slices.Concat(fixed, functions)
 	ports := make(map[string]int, len(names))
 	for i, name := range names {
@@ -184,7 +189,8 @@ func (o *options) assignPorts(functions []string) (map[string]int, error) {
 		case usual[name] != 0:
 			ports[name] = usual[name]
 		default:
-			ports[name] = 8081 + i - len(fixed)
+			ports[name] = next
+			next++
 		}
 	}
 	for name, port := range o.ports {

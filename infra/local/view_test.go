@@ -145,16 +145,16 @@ func TestRateForgetsWhatIsOldAndSurvivesARestartOfTheCount(t *testing.T) {
 }
 
 func TestPortsAreAssignedInARowOrByName(t *testing.T) {
-	functions := []string{"deadletter", "etl-step", "lake"}
+	functions := []string{"deadletter", "etl-step", "own"}
 	for _, tc := range []struct {
 		name string
 		base int
 		by   portFlags
 		want map[string]int
 	}{
-		{"usual", 0, portFlags{}, map[string]int{"ingress": 8080, "kafka": 9092, "s3": 9000, "postgres": 15432, "redis": 16379, "deadletter": 8081, "etl-step": 8082, "lake": 8083}},
-		{"base", 20000, portFlags{}, map[string]int{"ingress": 20000, "kafka": 20001, "s3": 20002, "postgres": 20003, "redis": 20004, "deadletter": 20005, "etl-step": 20006, "lake": 20007}},
-		{"by name", 20000, portFlags{"etl_step": 30000, "kafka": 9192}, map[string]int{"ingress": 20000, "kafka": 9192, "s3": 20002, "postgres": 20003, "redis": 20004, "deadletter": 20005, "etl-step": 30000, "lake": 20007}},
+		{"usual", 0, portFlags{}, map[string]int{"ingress": 8080, "kafka": 9092, "s3": 9000, "postgres": 15432, "redis": 16379, "deadletter": 8081, "etl-step": 8082, "own": 8100}},
+		{"base", 20000, portFlags{}, map[string]int{"ingress": 20000, "kafka": 20001, "s3": 20002, "postgres": 20003, "redis": 20004, "deadletter": 20005, "etl-step": 20006, "own": 20007}},
+		{"by name", 20000, portFlags{"etl_step": 30000, "kafka": 9192}, map[string]int{"ingress": 20000, "kafka": 9192, "s3": 20002, "postgres": 20003, "redis": 20004, "deadletter": 20005, "etl-step": 30000, "own": 20007}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			o := options{portBase: tc.base, ports: tc.by}

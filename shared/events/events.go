@@ -28,6 +28,23 @@ const (
 	// PredictionMade carries what a model version predicts for an event's features.
 	PredictionMade = "dev.millrace.prediction.made.v1"
 
+	// AnomalyDetected carries one anomaly of an entity's metric, AnomalyResolved its end.
+	AnomalyDetected = "dev.millrace.anomaly.detected.v1"
+	AnomalyResolved = "dev.millrace.anomaly.resolved.v1"
+
+	// DriftMeasured carries what a measuring found, DriftDetected that it holds.
+	DriftMeasured = "dev.millrace.drift.measured.v1"
+	DriftDetected = "dev.millrace.drift.detected.v1"
+
+	// TrainingRequested asks the trainer for a run; the subject is the model's name.
+	// The trainer answers with one of the other two.
+	TrainingRequested = "dev.millrace.training.requested.v1"
+	TrainingCompleted = "dev.millrace.training.completed.v1"
+	TrainingFailed    = "dev.millrace.training.failed.v1"
+
+	// AlertRaised says that somebody was to be told of something.
+	AlertRaised = "dev.millrace.alert.raised.v1"
+
 	// ModelPromoted and ModelRolledBack say that another version of a model is to be
 	// served; the subject is the model's name.
 	ModelPromoted   = "dev.millrace.model.promoted.v1"
