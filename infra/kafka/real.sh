@@ -14,23 +14,8 @@ set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cache=${KAFKA_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/millrace/kafka}
 
-unavailable() { echo "real Kafka is not available: $*" >&2; exit 3; }
-
-fetch() {
-  command -v java >/dev/null || unavailable "there is no java"
-  local major
-  major=$(java -version 2>&1 | sed -n 's/.*version "\([0-9]*\).*/\1/p' | head -1)
-  [ "${major:-0}" -ge 17 ] || unavailable "Java 17 is needed, this is ${major:-unknown}"
-  # The stamp holds the versions, so that a changed pom fetches again.
-  local want
-  want=$(cksum <"$here/pom.xml")
-  [ "$(cat "$cache/stamp" 2>/dev/null)" = "$want" ] && return
-  command -v mvn >/dev/null || unavailable "the jars are not in $cache and there is no mvn to fetch them"
-  rm -rf "$cache/jars" && mkdir -p "$cache/jars"
-  mvn -q -B -f "$here/pom.xml" dependency:copy-dependencies -DincludeScope=runtime -DoutputDirectory="$cache/jars" >&2 ||
-    unavailable "Maven could not fetch the jars"
-  echo "$want" >"$cache/stamp"
-}
+. "$here/jars.sh"
+fetch() { jars_fetch "real Kafka" "$here" "$cache"; }
 
 java_args=()
 prepare() {
