@@ -35,6 +35,25 @@ func TestReadme(t *testing.T) {
 	}
 }
 
+// The console draws the graph of the manifests.
+func TestConsoleGraph(t *testing.T) {
+	repo, err := Load(t.Context(), "../..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := os.ReadFile("../../" + consoleGraph)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, err := repo.Graph().JSON()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(string(want), string(got)); diff != "" {
+		t.Errorf("%s is not up to date, run `go run . -write` in infra/lint (-want +got):\n%s", consoleGraph, diff)
+	}
+}
+
 func TestTestdataIsClean(t *testing.T) {
 	if diff := cmp.Diff([]string(nil), check(t, "testdata/repo")); diff != "" {
 		t.Errorf("problems (-want +got):\n%s", diff)

@@ -9,7 +9,8 @@
 //
 //	lint [-root DIR]            check; prints each problem, exits 1 if there are any
 //	lint [-root DIR] -graph     print the event graph as markdown
-//	lint [-root DIR] -write     bring the graph in triggers/README.md up to date
+//	lint [-root DIR] -write     bring the graph in triggers/README.md and the console's
+//	                            up to date
 package main
 
 import (
@@ -33,7 +34,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	flags := flag.NewFlagSet("lint", flag.ContinueOnError)
 	root := flags.String("root", "../..", "the repository")
 	graph := flags.Bool("graph", false, "print the event graph as markdown")
-	write := flags.Bool("write", false, "write the event graph into triggers/README.md")
+	write := flags.Bool("write", false, "write the event graph into triggers/README.md and for the console")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -46,7 +47,11 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 		_, err := io.WriteString(out, repo.Graph().Markdown())
 		return err
 	case *write:
-		return WriteReadme(filepath.Join(*root, "triggers", "README.md"), repo.Graph())
+		g := repo.Graph()
+		return errors.Join(
+			WriteReadme(filepath.Join(*root, "triggers", "README.md"), g),
+			WriteJSON(filepath.Join(*root, filepath.FromSlash(consoleGraph)), g),
+		)
 	}
 	problems := repo.Check(ctx)
 	for _, p := range problems {
