@@ -337,6 +337,18 @@ type Baseline struct {
 	// Score is the distribution of the prediction, of the last class if there are
 	// several.
 	Score Distribution `json:"score"`
+	// Tail tells how rare low scores are, of a model whose low scores are odd; from
+	// the rarest to the most common. Optional.
+	Tail []Tail `json:"tail,omitempty"`
+	// Residuals are what is known of the model's errors. Optional.
+	Residuals *Residuals `json:"residuals,omitempty"`
+}
+
+// Tail is one point of the lower end of the scores of usual rows.
+type Tail struct {
+	// Share of the rows has this score or a lower one.
+	Share float64 `json:"share"`
+	Score float64 `json:"score"`
 }
 
 // Distribution counts the values of one column: numbers by interval, categories by
@@ -352,6 +364,12 @@ type Distribution struct {
 	Counts []int64 `json:"counts"`
 	// Missing counts the rows without a value.
 	Missing int64 `json:"missing"`
+	// Sample are values of numbers, drawn from the rows that have one and sorted; all
+	// of them where there are few. Optional.
+	Sample []float64 `json:"sample,omitempty"`
+	// SampleTimes says when the row of each value of Sample was, in seconds since 1970,
+	// so that an hour of today can be compared with the same hours. Optional.
+	SampleTimes []int64 `json:"sample_times,omitempty"`
 }
 
 func (b *Baseline) check(f *Features) error {
@@ -378,6 +396,19 @@ func (b *Baseline) check(f *Features) error {
 	}
 	if err := b.Score.check(b.Rows); err != nil {
 		return fmt.Errorf("score: %w", err)
+	}
+	for i, t := range b.Tail {
+		if t.Share <= 0 || t.Share >= 1 {
+			return fmt.Errorf("tail[%d].share: %v is not between 0 and 1", i, t.Share)
+		}
+		if i > 0 && (b.Tail[i-1].Share >= t.Share || b.Tail[i-1].Score > t.Score) {
+			return fmt.Errorf("tail[%d]: shares must ascend, and scores not descend", i)
+		}
+	}
+	if b.Residuals != nil {
+		if err := b.Residuals.check(); err != nil {
+			return fmt.Errorf("residuals: %w", err)
+		}
 	}
 	return nil
 }
@@ -409,6 +440,16 @@ func (d *Distribution) check(rows int64) error {
 	}
 	if sum != rows {
 		return fmt.Errorf("counts and missing: %d together, of %d rows", sum, rows)
+	}
+	switch {
+	case d.Values != nil && len(d.Sample) > 0:
+		return errors.New("sample: belongs to numbers only")
+	case int64(len(d.Sample)) > rows-d.Missing:
+		return fmt.Errorf("sample: %d values of %d rows that have one", len(d.Sample), rows-d.Missing)
+	case !slices.IsSorted(d.Sample):
+		return errors.New("sample: must be sorted")
+	case len(d.SampleTimes) > 0 && len(d.SampleTimes) != len(d.Sample):
+		return fmt.Errorf("sample_times: %d for a sample of %d", len(d.SampleTimes), len(d.Sample))
 	}
 	return nil
 }
