@@ -64,6 +64,23 @@ func (n named) count() int { return len(n) }
 
 func (n named) encode(v *version, i int, row []float64) error { return v.bundle.Row(row, n[i]) }
 
+// fields are the members of records by their names, item by item. Those that are no
+// features do not matter.
+type fields []map[string]model.Value
+
+func (f fields) count() int { return len(f) }
+
+func (f fields) encode(v *version, i int, row []float64) error {
+	for at := range row {
+		n, err := v.bundle.Encode(at, f[i][v.bundle.Features.Features[at].Name])
+		if err != nil {
+			return err
+		}
+		row[at] = n
+	}
+	return nil
+}
+
 // mixed are items of either kind: those without names are entities.
 type mixed struct {
 	named    named

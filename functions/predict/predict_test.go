@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"math"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -328,13 +329,83 @@ func TestEventsGetPredictions(t *testing.T) {
 			t.Error("no time")
 		}
 		got.PredictedAt = time.Time{}
-		if diff := cmp.Diff(prediction{ModelName: "purchase_prediction_model", ModelVersion: "7", UserID: 1, ProductID: 10, UserSession: "s", EventType: "cart",
-			EventTimestamp: time.Date(2026, 11, 22, 2, 41, 0, 0, time.UTC), RecordHash: "ab" + strings.Repeat("0", 62), Prediction: want}, got); diff != "" {
+		if diff := cmp.Diff(prediction{ModelName: "purchase_prediction_model", ModelVersion: "7", EntityID: "1:10", Prediction: want,
+			Timestamp: time.Date(2026, 11, 22, 2, 41, 0, 0, time.UTC), Shopped: &Shopped{UserID: 1, ProductID: 10, UserSession: "s", EventType: "cart",
+				RecordHash: "ab" + strings.Repeat("0", 62)}}, got); diff != "" {
 			t.Errorf("(-want +got):\n%s", diff)
 		}
 		if reply.Type() != events.PredictionMade || reply.Extensions()[events.PartitionKey] != "s" ||
 			reply.ID() != events.ReplyID("/millrace/featurize", map[int]string{0: "1", 5: "6"}[i], "predict") {
 			t.Errorf("%v", reply)
+		}
+	}
+}
+
+func metricEvent(t testing.TB, id, data string) event.Event {
+	t.Helper()
+	e := event.New()
+	e.SetID(id)
+	e.SetSource("/millrace/validate")
+	e.SetType(events.MetricValidated)
+	e.SetTime(time.Date(2026, 11, 22, 2, 41, 0, 0, time.UTC))
+	e.SetExtension(events.PartitionKey, "srv-001")
+	e.SetExtension(events.Contract, "datacenter-server")
+	if err := e.SetData(event.ApplicationJSON, []byte(data)); err != nil {
+		t.Fatal(err)
+	}
+	return e
+}
+
+// Features are the members of a metric event that are named like them, and the target
+// is its actual value.
+func TestMetricEventsGetPredictions(t *testing.T) {
+	files := modeltest.Shop(t, "7", 0.25)
+	files[model.BaselineFile] = bytes.Replace(files[model.BaselineFile], []byte(`{"format":1,`),
+		[]byte(`{"format":1,"residuals":{"edges":[1],"rows":[10,10],"levels":[0.05,0.95],"quantiles":[[-1,1],[-0.25,0.25]]},`), 1)
+	_, uri := folder(t, files.Seal(t, "purchase_prediction_model", "7"))
+	s := start(t, Config{URI: uri}, nil)
+	s.waitFor(t, s.live, "7")
+	anonymous := metricEvent(t, "2", `{"payload":{"price":500}}`)
+	anonymous.SetExtension(events.PartitionKey, nil)
+	timeless := metricEvent(t, "3", `{"payload":{"price":500}}`)
+	timeless.SetTime(time.Time{})
+	results := s.Handle(t.Context(), []event.Event{
+		metricEvent(t, "0", `{"payload":{"price":500,"is_purchased":1,"server_id":"srv-001","labels":{"a":[1]}},"valid":true}`),
+		metricEvent(t, "1", `{"payload":{"price":null,"activity_count":3}}`),
+		anonymous, timeless,
+		metricEvent(t, "4", `{"payload":{"temperature":5}}`),
+		metricEvent(t, "5", `{"payload":{"price":"high"}}`),
+		metricEvent(t, "6", `{"payload":[]}`),
+		metricEvent(t, "7", `{}`),
+		readyEvent(t, "8", "cart", 500),
+	})
+	for i, has := range map[int]string{2: "partitionkey is required", 3: "attribute time is required", 4: "none of the features of model",
+		5: `"price": must be a number`, 6: "cannot unmarshal array", 7: "field payload should be an object"} {
+		if err := results[i].Err; err == nil || function.Status(err) != http.StatusBadRequest || !strings.Contains(err.Error(), has) {
+			t.Errorf("event %d: %v, want %q", i, err, has)
+		}
+	}
+	number := func(v float64) *float64 { return &v }
+	at := time.Date(2026, 11, 22, 2, 41, 0, 0, time.UTC)
+	for i, want := range map[int]prediction{
+		0: {EntityID: "srv-001", Timestamp: at, Contract: "datacenter-server", Prediction: 1.25, Actual: number(1), Error: number(0.25), ErrorPercent: number(25),
+			Confidence: number(0.45), Low: number(1), High: number(1.5)},
+		1: {EntityID: "srv-001", Timestamp: at, Contract: "datacenter-server", Prediction: 0.25, Confidence: number(0.0225), Low: number(-0.75), High: number(1.25)},
+		8: {EntityID: "1:10", Timestamp: at, Prediction: 1.25, Confidence: number(0.45), Low: number(1), High: number(1.5),
+			Shopped: &Shopped{UserID: 1, ProductID: 10, UserSession: "s", EventType: "cart", RecordHash: "ab" + strings.Repeat("0", 62)}},
+	} {
+		if results[i].Reply == nil {
+			t.Errorf("event %d: %v", i, results[i].Err)
+			continue
+		}
+		var got prediction
+		if err := json.Unmarshal(results[i].Reply.Data(), &got); err != nil {
+			t.Fatal(err)
+		}
+		got.PredictedAt = time.Time{}
+		want.ModelName, want.ModelVersion = "purchase_prediction_model", "7"
+		if diff := cmp.Diff(want, got, cmp.Comparer(func(a, b float64) bool { return math.Abs(a-b) < 1e-12 })); diff != "" {
+			t.Errorf("event %d (-want +got):\n%s", i, diff)
 		}
 	}
 }
