@@ -9,6 +9,11 @@
 // that is bad is reported and never replaces a good one. The former version stays in
 // memory, so that going back to it is immediate.
 //
+// While the registry has never answered, or has no such alias yet, a stand-in is served:
+// the last version that it gave, if that is kept in a folder, or a bundle that comes
+// with the image. So there are predictions from the first second on, and after a start
+// without the registry.
+//
 // A second version can get a share of the requests (canary), and a third a copy of
 // all of them whose answers are only counted (shadow).
 package main
@@ -33,8 +38,8 @@ import (
 type Config struct {
 	Function function.Config
 
-	// URI is where the bundle is: file:///folder or s3://bucket/prefix. The bundle
-	// there may be replaced by another, bundle.json last.
+	// URI is where the bundle is: file:///folder, s3://bucket/prefix, or, in the image,
+	// kodata:///folder. The bundle there may be replaced by another, bundle.json last.
 	URI string `envconfig:"MODEL_URI"`
 	// Name and Alias say instead which version of a registered model to serve: the
 	// one that the alias points to, whichever that is at the time.
@@ -42,6 +47,16 @@ type Config struct {
 	Alias string `envconfig:"MODEL_ALIAS" default:"current"`
 	// TrackingURI is the registry, an MLflow server.
 	TrackingURI string `envconfig:"MLFLOW_TRACKING_URI"`
+
+	// FallbackURI is a bundle to serve while the above has never given one: when the
+	// registry does not answer at the start, has no such alias yet, or what it points
+	// to is bad. "" is none.
+	FallbackURI string `envconfig:"MODEL_FALLBACK_URI"`
+	// Cache is a folder of this process that keeps the last version that was loaded,
+	// which goes before FallbackURI. "" is none.
+	Cache string `envconfig:"MODEL_CACHE"`
+	// Patience is how long a start waits for an answer before it serves a stand-in.
+	Patience time.Duration `envconfig:"MODEL_PATIENCE" default:"1s"`
 
 	// Poll is how often is looked for another version.
 	Poll time.Duration `envconfig:"MODEL_POLL" default:"500ms"`

@@ -50,6 +50,16 @@ func newPlace(name, uri string) (origin, error) {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
 	switch u.Scheme {
+	case "kodata":
+		// A folder that is in the image, beside the program.
+		data := os.Getenv("KO_DATA_PATH")
+		if data == "" {
+			return nil, fmt.Errorf("%s=%q: KO_DATA_PATH, the folder it is in, is not set", name, uri)
+		}
+		if u.Host != "" || !filepath.IsLocal(strings.TrimPrefix(u.Path, "/")) {
+			return nil, fmt.Errorf("%s=%q: want kodata:/// and a folder of %s", name, uri, data)
+		}
+		return place{model.Folder(filepath.Join(data, u.Path))}, nil
 	case "file":
 		if u.Host != "" || !filepath.IsAbs(u.Path) {
 			return nil, fmt.Errorf("%s=%q: want file:// and an absolute path", name, uri)
@@ -69,7 +79,7 @@ func newPlace(name, uri string) (origin, error) {
 		}
 		return place{model.Objects{Store: store, Bucket: u.Host, Prefix: strings.Trim(u.Path, "/")}}, nil
 	}
-	return nil, fmt.Errorf("%s=%q: want file:///folder or s3://bucket/prefix", name, uri)
+	return nil, fmt.Errorf("%s=%q: want file:///folder, s3://bucket/prefix or kodata:///folder", name, uri)
 }
 
 // alias is a version of a registered model: the one that an alias points to.

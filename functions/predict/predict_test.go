@@ -48,6 +48,9 @@ func start(t testing.TB, c Config, store lookup) started {
 	if c.Poll == 0 {
 		c.Poll = 20 * time.Millisecond
 	}
+	if c.Patience == 0 {
+		c.Patience = patience
+	}
 	if c.EventTypes == nil {
 		c.EventTypes = []string{"cart"}
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
+	"path/filepath"
 	"slices"
 	"sync/atomic"
 
@@ -53,7 +54,18 @@ func newPredictor(c *Config, store lookup) (*predictor, error) {
 		if err != nil {
 			return nil, err
 		}
-		*s.into = &slot{role: s.role, origin: o, counts: counts}
+		*s.into = &slot{role: s.role, name: c.Name, origin: o, counts: counts}
+	}
+	if c.Cache != "" {
+		p.live.kept = &kept{filepath.Clean(c.Cache), p.live.origin}
+		p.live.standIns = append(p.live.standIns, p.live.kept)
+	}
+	if c.FallbackURI != "" {
+		o, err := newPlace("MODEL_FALLBACK_URI", c.FallbackURI)
+		if err != nil {
+			return nil, err
+		}
+		p.live.standIns = append(p.live.standIns, o)
 	}
 	return p, nil
 }
@@ -66,7 +78,7 @@ func (p *predictor) slots() []*slot {
 // start loads the versions and keeps them up to date until ctx ends.
 func (p *predictor) start(ctx context.Context) {
 	for _, s := range p.slots() {
-		go s.watch(ctx, p.config.Poll)
+		go s.watch(ctx, p.config.Poll, p.config.Patience)
 	}
 	if p.shadow != nil {
 		go p.cast(ctx)

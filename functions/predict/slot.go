@@ -25,6 +25,7 @@ const (
 type version struct {
 	id            string
 	name, version string
+	from          string // where it was found
 	bundle        *model.Bundle
 	loaded        time.Time
 
@@ -37,8 +38,8 @@ type version struct {
 	counts  versionCounts
 }
 
-func newVersion(f found, b *model.Bundle) *version {
-	v := &version{id: f.id, name: b.Manifest.Name, version: b.Manifest.Version, bundle: b, loaded: time.Now()}
+func newVersion(f found, b *model.Bundle, from string) *version {
+	v := &version{id: f.id, from: from, name: b.Manifest.Name, version: b.Manifest.Version, bundle: b, loaded: time.Now()}
 	if f.version != "" {
 		v.version = f.version
 	}
@@ -88,8 +89,15 @@ func (v *version) predict(in inputs) ([]float64, error) {
 
 // slot holds the version of one role and keeps it up to date.
 type slot struct {
-	role   string
+	role string
+	// name is what the model must be called, "" if any may be served.
+	name   string
 	origin origin
+	// standIns are asked, in this order, for a version to serve while the origin has
+	// never given one.
+	standIns []origin
+	// kept takes what the origin gave; nil if nothing is kept.
+	kept   *kept
 	counts *instruments
 
 	current  atomic.Pointer[version]
@@ -127,8 +135,7 @@ func (s *slot) update(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	old := s.current.Load()
-	if old != nil && old.id == f.id {
+	if old := s.current.Load(); old != nil && old.id == f.id {
 		return nil
 	}
 	if f.id == s.badID {
@@ -136,46 +143,99 @@ func (s *slot) update(ctx context.Context) error {
 	}
 	next := s.previous.Load()
 	if next == nil || next.id != f.id {
-		source, err := f.source(ctx)
-		if err != nil {
+		read := &recorder{}
+		if next, err = s.load(ctx, s.origin, f, read); err != nil {
+			if invalid, ok := errors.AsType[*model.InvalidError](err); ok {
+				s.badID, s.bad = f.id, invalid
+			}
 			return err
 		}
-		b, err := model.Load(ctx, source)
-		if invalid, ok := errors.AsType[*model.InvalidError](err); ok {
-			s.badID, s.bad = f.id, invalid
+		if s.kept != nil {
+			if err := s.kept.keep(s.origin, f, next.bundle.Digest, read.files); err != nil {
+				slog.WarnContext(ctx, "the model version is not kept", "model", next.name, "version", next.version, "error", err.Error())
+			}
 		}
-		if err != nil {
-			return err
-		}
-		if f.digest != "" && b.Digest != f.digest {
-			return fmt.Errorf("bundle %s was replaced while it was read", source)
-		}
-		next = newVersion(f, b)
-		next.counts = s.counts.version(s.role, next)
 	}
 	s.badID, s.bad = "", nil
-	s.current.Store(next)
-	if old != nil {
+	if old := s.current.Swap(next); old != nil {
 		s.previous.Store(old)
 	}
-	s.counts.load(ctx, s.role, "loaded")
-	slog.InfoContext(ctx, "serving a model version", "role", s.role, "model", next.name, "version", next.version,
-		"trees", next.bundle.Model.Trees(), "objective", next.bundle.Model.Objective(), "origin", s.origin.String())
+	s.serving(ctx, next)
 	return nil
 }
 
-// watch checks every interval until ctx ends. What a check says is logged by it.
-func (s *slot) watch(ctx context.Context, interval time.Duration) {
+// load reads a version from where it was found.
+func (s *slot) load(ctx context.Context, o origin, f found, read *recorder) (*version, error) {
+	source, err := f.source(ctx)
+	if err != nil {
+		return nil, err
+	}
+	read.Source = source
+	b, err := model.Load(ctx, read)
+	if err != nil {
+		return nil, err
+	}
+	if s.name != "" && b.Manifest.Name != s.name {
+		return nil, &model.InvalidError{Source: source.String(), File: model.ManifestFile,
+			Err: fmt.Errorf("name: is %q, the model to serve is %q", b.Manifest.Name, s.name)}
+	}
+	if f.digest != "" && b.Digest != f.digest {
+		return nil, fmt.Errorf("bundle %s was replaced while it was read", source)
+	}
+	v := newVersion(f, b, o.String())
+	v.counts = s.counts.version(s.role, v)
+	return v, nil
+}
+
+// standIn serves the first stand-in that can be, unless something is served.
+func (s *slot) standIn(ctx context.Context) {
+	for _, o := range s.standIns {
+		if s.current.Load() != nil {
+			return
+		}
+		f, err := o.find(ctx)
+		var v *version
+		if err == nil {
+			v, err = s.load(ctx, o, f, &recorder{})
+		}
+		switch {
+		case errors.Is(err, errNotKept):
+		case err != nil:
+			slog.WarnContext(ctx, "a stand-in for the model cannot be served", "role", s.role, "origin", o.String(), "error", err.Error())
+		case s.current.CompareAndSwap(nil, v):
+			s.serving(ctx, v)
+			return
+		}
+	}
+}
+
+func (s *slot) serving(ctx context.Context, v *version) {
+	s.counts.load(ctx, s.role, "loaded")
+	slog.InfoContext(ctx, "serving a model version", "role", s.role, "model", v.name, "version", v.version,
+		"trees", v.bundle.Model.Trees(), "objective", v.bundle.Model.Objective(), "origin", v.from)
+}
+
+// watch checks every interval until ctx ends. What a check says is logged by it. When
+// the first one fails, or takes longer than patience, a stand-in is served.
+func (s *slot) watch(ctx context.Context, interval, patience time.Duration) {
+	impatient := time.AfterFunc(patience, func() { s.standIn(ctx) })
+	defer impatient.Stop()
+	check := func() error {
+		ctx, cancel := context.WithTimeout(ctx, checkTimeout)
+		defer cancel()
+		return s.check(ctx)
+	}
+	if err := check(); err != nil {
+		s.standIn(ctx)
+	}
 	t := time.NewTicker(interval)
 	defer t.Stop()
 	for {
-		check, cancel := context.WithTimeout(ctx, checkTimeout)
-		_ = s.check(check)
-		cancel()
 		select {
 		case <-ctx.Done():
 			return
 		case <-t.C:
+			_ = check()
 		}
 	}
 }
@@ -185,8 +245,10 @@ const checkTimeout = time.Minute
 
 // shown is a slot's state, for people and tests.
 type shown struct {
-	Role     string         `json:"role"`
-	Origin   string         `json:"origin"`
+	Role   string `json:"role"`
+	Origin string `json:"origin"`
+	// From is where the version was found, when that is a stand-in for the origin.
+	From     string         `json:"from,omitempty"`
 	Model    string         `json:"model,omitempty"`
 	Version  string         `json:"version,omitempty"`
 	Previous string         `json:"previous_version,omitempty"`
@@ -201,6 +263,9 @@ func (s *slot) show() shown {
 	out := shown{Role: s.role, Origin: s.origin.String()}
 	if v := s.current.Load(); v != nil {
 		out.Model, out.Version, out.LoadedAt = v.name, v.version, &v.loaded
+		if v.from != out.Origin {
+			out.From = v.from
+		}
 		out.Trees, out.Training, out.Metrics = v.bundle.Model.Trees(), v.bundle.Manifest.Training, v.bundle.Metrics
 	}
 	if v := s.previous.Load(); v != nil {

@@ -1,0 +1,90 @@
+package main
+
+import (
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/millrace-dev/millrace/shared/model"
+	"github.com/millrace-dev/millrace/shared/model/modeltest"
+)
+
+// The starter bundle of the image is served until there is a version, and after a start
+// without it the last one that was served.
+func TestStandInsServeUntilTheOriginDoes(t *testing.T) {
+	t.Setenv("KO_DATA_PATH", "kodata")
+	dir := filepath.Join(t.TempDir(), "not-yet")
+	c := Config{URI: "file://" + dir, FallbackURI: "kodata:///purchase", Cache: filepath.Join(t.TempDir(), "cache")}
+	ask := func(s started) string {
+		t.Helper()
+		status, body := do(t, "POST", s.url+"/predict", `[{"features":{"price":1}}]`)
+		if status != http.StatusOK {
+			t.Fatalf("%d %s", status, body)
+		}
+		return body
+	}
+	s := start(t, c, nil)
+	s.waitFor(t, s.live, "starter")
+	if shown := s.live.show(); !strings.HasSuffix(shown.From, "kodata/purchase") || !strings.Contains(shown.Error, "not-yet") {
+		t.Errorf("%+v", shown)
+	}
+	if body := ask(s); !strings.Contains(body, `"model_version":"starter"`) {
+		t.Error(body)
+	}
+	if err := os.Mkdir(dir, 0o750); err != nil {
+		t.Fatal(err)
+	}
+	for _, version := range []string{"1", "2"} {
+		modeltest.Shop(t, version, 0.5).Write(t, dir)
+		s.waitFor(t, s.live, version)
+		if from := s.live.show().From; from != "" {
+			t.Errorf("version %s is from %s", version, from)
+		}
+	}
+
+	if err := os.Rename(dir, dir+"-away"); err != nil {
+		t.Fatal(err)
+	}
+	again := start(t, c, nil)
+	again.waitFor(t, again.live, "2")
+	if body := ask(again); !strings.Contains(body, `"predictions":[0.5]`) {
+		t.Error(body)
+	}
+	kept := again.live.current.Load()
+	if err := os.Rename(dir+"-away", dir); err != nil {
+		t.Fatal(err)
+	}
+	again.wait(t, "the origin", func() bool { return again.live.show().Error == "" })
+	if again.live.current.Load() != kept {
+		t.Error("the version that was kept was loaded again")
+	}
+
+	// What was kept of another origin is not served, nor what is damaged.
+	other := start(t, Config{URI: "file://" + dir + "-other", FallbackURI: c.FallbackURI, Cache: c.Cache}, nil)
+	other.waitFor(t, other.live, "starter")
+	files, err := filepath.Glob(filepath.Join(c.Cache, "*", model.XGBoostFile))
+	if err != nil || len(files) != 1 {
+		t.Fatalf("%v %v: want the files of one version", files, err)
+	}
+	if err := os.Truncate(files[0], 50); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(dir, dir+"-away"); err != nil {
+		t.Fatal(err)
+	}
+	damaged := start(t, c, nil)
+	damaged.waitFor(t, damaged.live, "starter")
+}
+
+// A bundle of another name is not what was asked for.
+func TestModelOfAnotherNameIsRefused(t *testing.T) {
+	_, uri := folder(t, modeltest.Shop(t, "1", 0.5))
+	s := start(t, Config{Name: "power_prediction_model", Alias: "current", TrackingURI: "http://127.0.0.1:1", FallbackURI: uri}, nil)
+	s.wait(t, "the registry's refusal", func() bool { return strings.Contains(s.live.show().Error, "reaching the registry") })
+	s.live.standIn(t.Context())
+	if s.ready(t.Context()) == nil {
+		t.Errorf("%+v", s.live.show())
+	}
+}
