@@ -46,8 +46,9 @@ const (
 	AlertRaised = "dev.millrace.alert.raised.v1"
 
 	// ModelPromoted and ModelRolledBack say that another version of a model is to be
-	// served; the subject is the model's name.
+	// served, ModelKept that a new one is not, and why; the subject is the model's name.
 	ModelPromoted   = "dev.millrace.model.promoted.v1"
+	ModelKept       = "dev.millrace.model.kept.v1"
 	ModelRolledBack = "dev.millrace.model.rolledback.v1"
 
 	// ObjectCreated begins the types of events of objects that were written, by the
@@ -73,6 +74,9 @@ const (
 	// PartitionKey decides the Kafka partition, and so the order: events of one
 	// session or server carry the same key.
 	PartitionKey = "partitionkey"
+	// EventType is the kind of the shop's event that features are of: cart, view and so
+	// on. Not every kind is predicted for.
+	EventType = "eventtype"
 	// Contract names the stream contract a verdict was given by.
 	Contract = "contract"
 	// Op is the change that a CDC event stands for: c, u, d or r.

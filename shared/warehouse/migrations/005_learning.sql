@@ -6,8 +6,9 @@ CREATE SCHEMA learning;
 -- process at a time decide about the model.
 CREATE TABLE learning.models (
     model           text PRIMARY KEY,
-    -- New rows are those that came after this: when the last run was asked for.
-    trained_until   timestamptz NOT NULL DEFAULT '-infinity',
+    -- New rows are those that came after this: when the last run that gave a model was
+    -- asked for. NULL before the first.
+    trained_until   timestamptz,
     -- Why a run is wanted that could not be asked for yet, as drift during a cool-down.
     wanted_for      text CHECK (wanted_for IN ('rows', 'schedule', 'drift', 'demand', 'retry')),
     wanted_source   text,
@@ -22,11 +23,13 @@ CREATE TABLE learning.runs (
     run_id          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     model           text NOT NULL REFERENCES learning.models,
     asked_for       text NOT NULL CHECK (asked_for IN ('rows', 'schedule', 'drift', 'demand', 'retry')),
+    asked_by_source text NOT NULL,
+    asked_by_id     text NOT NULL,
     -- The id of its training.requested, which the trainer's answer names.
     request_id      text NOT NULL UNIQUE,
     requested_at    timestamptz NOT NULL,
     deadline        timestamptz NOT NULL,
-    state           text NOT NULL DEFAULT 'requested' CHECK (state IN ('requested', 'completed', 'failed')),
+    state           text NOT NULL DEFAULT 'requested' CHECK (state IN ('requested', 'completed', 'judged', 'failed')),
     ended_at        timestamptz,
     version         text,
     -- Of a run that failed: the trainer's reason, or 'timeout'.
@@ -35,8 +38,8 @@ CREATE TABLE learning.runs (
     -- The data of training.completed.
     report          jsonb
 );
--- One run of a model at a time.
-CREATE UNIQUE INDEX runs_open ON learning.runs (model) WHERE state = 'requested';
+-- One run of a model at a time, until its model is judged.
+CREATE UNIQUE INDEX runs_open ON learning.runs (model) WHERE state IN ('requested', 'completed');
 CREATE INDEX runs_model ON learning.runs (model, run_id);
 
 -- One row a decision, which is also the event that tells of it: the row is written
