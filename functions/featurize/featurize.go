@@ -90,16 +90,19 @@ func (f *featurizer) put(ctx context.Context, entries []online.Entry) ([]int64, 
 }
 
 // reply makes the event of an event's features. It carries the event's time and
-// session on: the latter as partitionkey, which keeps the order of sessions.
+// session on: the latter as partitionkey, which keeps the order of sessions. What kind
+// of event it is, is an extension too.
 func (f *featurizer) reply(e *event.Event, ready *features.Ready) *event.Event {
 	reply := events.NewReply(e, f.name, events.FeaturesReady)
 	c := reply.Context.(*event.EventContextV1)
+	if c.Extensions == nil {
+		c.Extensions = make(map[string]any, 2)
+	}
 	if c.Extensions[events.PartitionKey] == nil {
-		if c.Extensions == nil {
-			c.Extensions = map[string]any{}
-		}
 		c.Extensions[events.PartitionKey] = ready.UserSession
 	}
+	// For Triggers: they cannot filter on what is in the data.
+	c.Extensions[events.EventType] = ready.EventType
 	c.DataContentType = &contentType
 	reply.DataEncoded = ready.AppendJSON(make([]byte, 0, 640))
 	return &reply

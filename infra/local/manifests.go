@@ -19,7 +19,9 @@ import (
 type service struct {
 	namespace, name string
 	file            string
-	env             []variable
+	// program is the function whose image it runs, most often of its own name.
+	program string
+	env     []variable
 }
 
 // variable is one of a container's environment: a value, or a key of a Secret.
@@ -89,7 +91,8 @@ func loadService(file string) (service, error) {
 			Template struct {
 				Spec struct {
 					Containers []struct {
-						Env []containerEnv `yaml:"env"`
+						Image string         `yaml:"image"`
+						Env   []containerEnv `yaml:"env"`
 					} `yaml:"containers"`
 				} `yaml:"spec"`
 			} `yaml:"template"`
@@ -108,11 +111,17 @@ func loadService(file string) (service, error) {
 	case len(m.Spec.Template.Spec.Containers) == 0:
 		return service{}, fmt.Errorf("%s: spec.template.spec.containers is empty", file)
 	}
+	if s.program = strings.TrimPrefix(m.Spec.Template.Spec.Containers[0].Image, functionImages); s.program == "" || strings.ContainsAny(s.program, "/:") {
+		return service{}, fmt.Errorf("%s: image is %q, it has to be %s and a function", file, m.Spec.Template.Spec.Containers[0].Image, functionImages)
+	}
 	if s.env, err = variables(m.Spec.Template.Spec.Containers[0].Env); err != nil {
 		return service{}, fmt.Errorf("%s: %w", file, err)
 	}
 	return s, nil
 }
+
+// functionImages begins the images of functions, which the runner runs as programs.
+const functionImages = "ko://github.com/millrace-dev/millrace/functions/"
 
 // containerEnv is a variable in a manifest.
 type containerEnv struct {

@@ -78,7 +78,7 @@ func parseOptions(args []string, stdout, stderr io.Writer) (opts options, done b
 	fs.BoolVar(&opts.plain, "plain", truth(os.Getenv("MILLRACE_PLAIN")), "lines instead of the live screen, as when standard output is no terminal (env MILLRACE_PLAIN=1)")
 	base, baseErr := envInt("MILLRACE_PORT_BASE", 0)
 	fs.IntVar(&opts.portBase, "port-base", int(base), "put all ports in a row from this one on (env MILLRACE_PORT_BASE)")
-	fs.Var(opts.ports, "port", "`name=port` of one part: ingress, kafka, s3, postgres, redis or a function; may be repeated (env MILLRACE_PORT_<NAME>)")
+	fs.Var(opts.ports, "port", "`name=port` of one part: ingress, kafka, s3, postgres, redis, mlflow or a function; may be repeated (env MILLRACE_PORT_<NAME>)")
 	fs.BoolVar(&opts.createTopics, "create-topics", os.Getenv("CREATE_TOPICS") == "" || truth(os.Getenv("CREATE_TOPICS")), "create missing topics (env CREATE_TOPICS=0 to only check them)")
 	bytes, bytesErr := envInt("MILLRACE_KAFKA_BYTES", 0)
 	fs.Int64Var(&opts.kafkaBytes, "kafka-bytes", bytes, "most that the embedded Kafka keeps on disk; default 2 GiB, or a quarter of the free space when that is less (env MILLRACE_KAFKA_BYTES)")
@@ -169,11 +169,11 @@ func (o *options) complete() error {
 // assignPorts gives every part its port. The order of names is that of the parts
 // in a row from the port base.
 func (o *options) assignPorts(functions []string) (map[string]int, error) {
-	fixed := []string{"ingress", "kafka", "s3", "postgres", "redis"}
+	fixed := []string{"ingress", "kafka", "s3", "postgres", "redis", "mlflow"}
 	usual := map[string]int{
 		"ingress": 8080, "kafka": 9092, "s3": 9000,
 		// Not their own: where they are installed, the system's usually run there.
-		"postgres": 15432, "redis": 16379,
+		"postgres": 15432, "redis": 16379, "mlflow": 15000,
 		// A function keeps its port when others are added. Functions that are not named
 		// here come behind, from 8100 on.
 		"deadletter": 8081, "etl-step": 8082, "featurize": 8083, "ingest": 8084, "lake": 8085, "store": 8086,

@@ -92,12 +92,12 @@ func (w *parts) listening() []string {
 func (w *parts) checkPrograms() error {
 	names := make([]string, 0, len(w.platform.services)+1)
 	for _, s := range w.platform.services {
-		names = append(names, s.name)
+		names = append(names, s.program)
 	}
 	if !w.opts.noLoad {
 		names = append(names, producer)
 	}
-	names = slices.DeleteFunc(names, func(name string) bool {
+	names = slices.DeleteFunc(slices.Compact(names), func(name string) bool {
 		return supervise.Executable(filepath.Join(w.opts.bin, name)) == nil
 	})
 	if len(names) > 0 {
@@ -200,6 +200,11 @@ func (w *parts) ingestToken() string {
 func (w *parts) functionSpec(s service) (supervise.Spec, error) {
 	port := w.ports[s.name]
 	env := append(baseEnv(), "K_SERVICE="+s.name)
+	// What is in its image beside the program.
+	data := filepath.Join(filepath.Dir(filepath.Dir(s.file)), s.program, "kodata")
+	if _, err := os.Stat(data); err == nil {
+		env = append(env, "KO_DATA_PATH="+data)
+	}
 	for _, v := range s.env {
 		value, err := w.value(s, v)
 		if err != nil {
@@ -220,7 +225,7 @@ func (w *parts) functionSpec(s service) (supervise.Spec, error) {
 	// Reachable from this machine only. The last of several equal names counts.
 	env = append(env, "PORT="+strconv.Itoa(port), "LISTEN_HOST=127.0.0.1")
 	return supervise.Spec{
-		Name: s.name, Path: filepath.Join(w.opts.bin, s.name), Env: env,
+		Name: s.name, Path: filepath.Join(w.opts.bin, s.program), Env: env,
 		Ready: w.answers("http://" + local(port) + "/readyz"), StopTimeout: 30 * time.Second,
 	}, nil
 }
@@ -244,6 +249,10 @@ func (w *parts) value(s service, v variable) (string, error) {
 		return w.redis.url, nil
 	case "INGEST_TOKEN":
 		return w.ingestToken(), nil
+	case "MODEL_CACHE":
+		return w.state.join("data", "models", s.name), nil
+	case "MLFLOW_TRACKING_URI":
+		return w.registryURL(), nil
 	case "FUNCTION_NAME":
 		// Part of every reply's id, so not for the environment to change.
 		return v.value, nil

@@ -151,11 +151,10 @@ func (w *parts) checkDatabase(ctx context.Context) error {
 	return nil
 }
 
-// openRegistry leaves out what needs a model registry when there is none to be had.
-func (w *parts) openRegistry() {
-	if os.Getenv("MLFLOW_TRACKING_URI") == "" {
-		w.leaveOut("MLFLOW_TRACKING_URI", "It needs a model registry: name an MLflow with MLFLOW_TRACKING_URI.")
-	}
+// registryURL is where the model registry is, or will be: what reads models does
+// without until it answers.
+func (w *parts) registryURL() string {
+	return or(os.Getenv("MLFLOW_TRACKING_URI"), "http://"+local(w.ports["mlflow"]))
 }
 
 // leftOut is what does not run on this machine, and why.

@@ -74,7 +74,6 @@ func runUp(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if err := w.openRedis(); err != nil {
 		return err
 	}
-	w.openRegistry()
 	if err := w.checkPrograms(); err != nil {
 		return err
 	}
