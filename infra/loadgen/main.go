@@ -1,5 +1,6 @@
-// Loadgen produces test data for the pipelines: a simulated shop's clickstream,
-// and replays of recorded ones. It writes to Kafka, posts CloudEvents, or prints.
+// Loadgen produces test data for the pipelines: a simulated shop's clickstream, the
+// metrics of a simulated datacenter, and replays of recorded clickstreams. It writes
+// to Kafka, posts CloudEvents, or prints.
 package main
 
 import (
@@ -33,6 +34,7 @@ type command struct {
 
 var commands = []command{
 	{"shop", "simulate a shop's customers", runShop},
+	{"datacenter", "simulate servers and services, with anomalies and drift", runDatacenter},
 	{"replay", "send the events of a CSV file again", runReplay},
 }
 
@@ -61,7 +63,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 func usage(w io.Writer) {
 	fmt.Fprint(w, "Produces test data for the pipelines.\n\nUsage: loadgen <command> [flags]\n\nCommands:\n")
 	for _, c := range commands {
-		fmt.Fprintf(w, "  %-8s %s\n", c.name, c.about)
+		fmt.Fprintf(w, "  %-10s %s\n", c.name, c.about)
 	}
 	fmt.Fprint(w, "\nloadgen <command> -h lists the flags of a command.\n")
 }
