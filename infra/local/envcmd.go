@@ -19,7 +19,10 @@ func (w *parts) writeEnv() error {
 	all := map[string]string{
 		"KAFKA_BROKERS": strings.Join(w.kafka.Brokers, ","),
 		"S3_ENDPOINT":   w.s3.Endpoint, "S3_REGION": w.s3.Region, "S3_ACCESS_KEY": w.s3.AccessKey, "S3_SECRET_KEY": w.s3.SecretKey,
-		"REDIS_URL": w.redis.url, "INGEST_TOKEN": w.ingestToken(),
+		"INGEST_TOKEN": w.ingestToken(),
+	}
+	if w.redis.url != "" {
+		all["REDIS_URL"] = w.redis.url
 	}
 	if w.database.url != "" {
 		all["DATABASE_URL"] = w.database.url

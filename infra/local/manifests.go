@@ -22,6 +22,8 @@ type service struct {
 	// program is the function whose image it runs, most often of its own name.
 	program string
 	env     []variable
+	// emits are the types that it may reply with or send.
+	emits []string
 }
 
 // variable is one of a container's environment: a value, or a key of a Secret.
@@ -84,8 +86,9 @@ func loadService(file string) (service, error) {
 	var m struct {
 		Kind     string `yaml:"kind"`
 		Metadata struct {
-			Name      string `yaml:"name"`
-			Namespace string `yaml:"namespace"`
+			Name        string            `yaml:"name"`
+			Namespace   string            `yaml:"namespace"`
+			Annotations map[string]string `yaml:"annotations"`
 		} `yaml:"metadata"`
 		Spec struct {
 			Template struct {
@@ -101,7 +104,10 @@ func loadService(file string) (service, error) {
 	if err := yaml.Unmarshal(b, &m); err != nil {
 		return service{}, fmt.Errorf("%s: %s", file, strings.TrimSpace(yaml.FormatError(err, false, true)))
 	}
-	s := service{namespace: or(m.Metadata.Namespace, "default"), name: m.Metadata.Name, file: file}
+	s := service{
+		namespace: or(m.Metadata.Namespace, "default"), name: m.Metadata.Name, file: file,
+		emits: strings.Fields(m.Metadata.Annotations["millrace.dev/emits"]),
+	}
 	folder := filepath.Base(filepath.Dir(file))
 	switch {
 	case m.Kind != "Service":

@@ -36,6 +36,8 @@ type options struct {
 	rate   string // messages a second of the shop producer, for loadgen to parse
 	noLoad bool
 	plain  bool // no screen
+	// functions are those to run; all when there are none.
+	functions []string
 
 	portBase int
 	ports    portFlags
@@ -76,6 +78,7 @@ func parseOptions(args []string, stdout, stderr io.Writer) (opts options, done b
 	fs.StringVar(&opts.rate, "rate", or(os.Getenv("RATE"), "1000"), "shop events a second, 0 as fast as possible (env RATE)")
 	fs.BoolVar(&opts.noLoad, "no-load", truth(os.Getenv("NO_LOAD")), "do not start the shop producer (env NO_LOAD=1)")
 	fs.BoolVar(&opts.plain, "plain", truth(os.Getenv("MILLRACE_PLAIN")), "lines instead of the live screen, as when standard output is no terminal (env MILLRACE_PLAIN=1)")
+	chosen := fs.String("functions", os.Getenv("MILLRACE_FUNCTIONS"), "run only these functions, as in validate,lake, with what they need of stores and event graph; default all (env MILLRACE_FUNCTIONS)")
 	base, baseErr := envInt("MILLRACE_PORT_BASE", 0)
 	fs.IntVar(&opts.portBase, "port-base", int(base), "put all ports in a row from this one on (env MILLRACE_PORT_BASE)")
 	fs.Var(opts.ports, "port", "`name=port` of one part: ingress, kafka, s3, postgres, redis, mlflow or a function; may be repeated (env MILLRACE_PORT_<NAME>)")
@@ -97,6 +100,7 @@ programs; CONTRACTS_DIR adds stream contracts.`
 	if done, err := parse(fs, args, about, stdout, stderr); done {
 		return opts, true, err
 	}
+	opts.functions = strings.FieldsFunc(*chosen, func(r rune) bool { return r == ',' || r == ' ' })
 	err = opts.complete()
 	return opts, false, err
 }

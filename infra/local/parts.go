@@ -79,7 +79,7 @@ func (w *parts) listening() []string {
 	if w.database.server != nil {
 		names = append(names, "postgres")
 	}
-	if w.opts.redis == "" {
+	if w.opts.redis == "" && w.redis.url != "" {
 		names = append(names, "redis")
 	}
 	for _, s := range w.platform.services {

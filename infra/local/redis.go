@@ -18,13 +18,13 @@ import (
 	"github.com/millrace-dev/millrace/infra/local/internal/supervise"
 )
 
-// onlineStore is the Redis in use.
+// onlineStore is the Redis in use. One without a url is none.
 type onlineStore struct {
 	url string
 	// program is the machine's own server; "" when there is none and this program
 	// serves in its place, in memory.
 	program string
-	client  *redis.Client // for asking
+	client  *redis.Client // for asking; nil without a url
 }
 
 // openRedis decides which Redis is used.
@@ -57,7 +57,9 @@ func (o *onlineStore) address() string {
 }
 
 // inMemory tells whether what Redis holds is gone when it ends.
-func (w *parts) inMemory() bool { return w.opts.redis == "" && w.redis.program == "" }
+func (w *parts) inMemory() bool {
+	return w.redis.url != "" && w.opts.redis == "" && w.redis.program == ""
+}
 
 func (w *parts) redisSpec() (supervise.Spec, error) {
 	if w.inMemory() {

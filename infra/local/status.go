@@ -375,8 +375,10 @@ func (c *collector) urls() []URL {
 	for _, b := range c.parts.platform.graph.Brokers {
 		urls = append(urls, URL{"broker", ingress + "/" + b.Namespace + "/" + b.Name})
 	}
-	urls = append(urls, URL{"kafka", strings.Join(c.parts.kafka.Brokers, ",")}, URL{"s3", c.parts.s3.Endpoint},
-		URL{"redis", c.parts.redis.address()})
+	urls = append(urls, URL{"kafka", strings.Join(c.parts.kafka.Brokers, ",")}, URL{"s3", c.parts.s3.Endpoint})
+	if c.parts.redis.url != "" {
+		urls = append(urls, URL{"redis", c.parts.redis.address()})
+	}
 	if c.parts.database.url != "" {
 		urls = append(urls, URL{"postgres", c.parts.database.address()})
 	}

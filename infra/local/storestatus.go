@@ -82,6 +82,9 @@ func (c *collector) measureWarehouse(ctx context.Context) (WarehouseStatus, erro
 // a large one a part is counted, and the rest taken to be like it.
 func (c *collector) measureFeatures(ctx context.Context) (FeatureStatus, error) {
 	found := FeatureStatus{InMemory: c.parts.inMemory()}
+	if c.parts.redis.client == nil {
+		return found, nil
+	}
 	const page, most = 5000, 100_000
 	client := c.parts.redis.client
 	seen, cursor := int64(0), uint64(0)

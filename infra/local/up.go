@@ -54,6 +54,12 @@ func runUp(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
+	var notChosen []string
+	if len(opts.functions) > 0 {
+		if notChosen, err = p.choose(opts.functions); err != nil {
+			return err
+		}
+	}
 	state, err := openState(opts.state)
 	if err != nil {
 		return err
@@ -68,11 +74,15 @@ func runUp(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	if err := w.openDatabase(ctx); err != nil {
-		return err
+	if opts.database != "" || p.needs("DATABASE_URL") {
+		if err := w.openDatabase(ctx); err != nil {
+			return err
+		}
 	}
-	if err := w.openRedis(); err != nil {
-		return err
+	if opts.redis != "" || p.needs("REDIS_URL") {
+		if err := w.openRedis(); err != nil {
+			return err
+		}
 	}
 	if err := w.checkPrograms(); err != nil {
 		return err
@@ -95,6 +105,9 @@ func runUp(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	defer r.close()
 	if len(ended) > 0 {
 		r.collector.event("runner", "ended what an earlier run had left: "+strings.Join(ended, ", "), false)
+	}
+	if len(notChosen) > 0 {
+		r.collector.event("runner", "not chosen to run: "+strings.Join(notChosen, ", "), false)
 	}
 	for _, out := range w.leftOut {
 		r.collector.event("runner", out.String(), out.Variable == "DATABASE_URL")
@@ -191,7 +204,9 @@ func (r *runner) close() {
 	if r.database.pool != nil {
 		r.database.pool.Close()
 	}
-	_ = r.redis.client.Close()
+	if r.redis.client != nil {
+		_ = r.redis.client.Close()
+	}
 	_ = r.log.Close()
 }
 
@@ -324,7 +339,9 @@ func (r *runner) startStores(ctx context.Context) error {
 	stores := []store{
 		{"kafka", strings.Join(r.kafka.Brokers, ","), r.opts.kafka != nil, r.kafkaSpec, r.checkKafka},
 		{"s3", r.s3.Endpoint, r.opts.s3 != nil, r.s3Spec, r.checkS3},
-		{"redis", r.redis.address(), r.opts.redis != "", r.redisSpec, r.checkRedis},
+	}
+	if r.redis.url != "" {
+		stores = append(stores, store{"redis", r.redis.address(), r.opts.redis != "", r.redisSpec, r.checkRedis})
 	}
 	if r.database.url != "" {
 		stores = append(stores, store{"postgres", r.database.address(), r.database.server == nil, r.postgresSpec, r.checkDatabase})

@@ -27,7 +27,7 @@ func newInterest(filters ...Filter) *interest {
 	bounds := make([][]string, len(filters))
 	for i, f := range filters {
 		x.all = append(x.all, i)
-		types, bounded := f.types()
+		types, bounded := f.Types()
 		if !bounded {
 			x.others = append(x.others, i)
 			continue
@@ -78,9 +78,9 @@ func (x *interest) of(typ string, known bool) []int {
 	return x.others
 }
 
-// types are the only types of which events can pass the filter, when it has such a
+// Types are the only types of which events can pass the filter, when it has such a
 // bound.
-func (f Filter) types() (types []string, bounded bool) {
+func (f Filter) Types() (types []string, bounded bool) {
 	if f.root == nil {
 		return nil, false
 	}
