@@ -67,11 +67,17 @@ type Contract struct {
 	Verdicts      Verdicts `yaml:"verdicts"`
 	// Key is the entity's field; its value is the partition key of all that follows.
 	Key string `yaml:"key"`
+	// Entity is the field of whom the metrics are; the key, if the file does not say.
+	// It differs where several entities share a key, and so their order.
+	Entity string `yaml:"entity"`
 	// EventTime is the timestamp field that says when it happened.
 	EventTime string `yaml:"eventTime"`
 	// NaturalKey are the fields that make a record the same record when it comes again.
 	NaturalKey []string `yaml:"naturalKey"`
-	Fields     []Field  `yaml:"fields"`
+	// Table is where the valid records are stored, in schema public; empty is nowhere.
+	// Its columns are the fields, but for the discriminator, and created_at.
+	Table  string  `yaml:"table"`
+	Fields []Field `yaml:"fields"`
 
 	file      string // for messages
 	index     map[string]int

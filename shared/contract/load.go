@@ -140,7 +140,12 @@ func assemble(contracts []*Contract) (*Set, error) {
 			}
 		}
 	}
+	tables := map[string]*Contract{}
 	for _, c := range contracts {
+		if other := tables[c.Table]; other != nil && c.Table != "" {
+			return nil, fmt.Errorf("%s: table %s is that of %s too", c.file, c.Table, other.file)
+		}
+		tables[c.Table] = c
 		for _, verdict := range []string{c.Verdicts.Valid, c.Verdicts.Invalid} {
 			if other, ok := set.types[verdict]; ok {
 				return nil, fmt.Errorf("%s: verdict type %s is a raw type of contract %s: events would go in a circle",
@@ -376,9 +381,18 @@ func (k *checker) contract(c *Contract, fileName string) {
 	if f := k.reference(c, "$.eventTime", "eventTime", c.EventTime); f != nil && f.Type != Timestamp {
 		k.at("$.eventTime", "eventTime %s is a %s, not a timestamp", c.EventTime, f.Type)
 	}
+	if c.Entity == "" {
+		c.Entity = c.Key
+	} else if f := k.reference(c, "$.entity", "entity", c.Entity); f != nil && f.Type != String && f.Type != Int64 {
+		k.at("$.entity", "entity %s is a %s: an entity is a string or an int64", c.Entity, f.Type)
+	}
 	for i, name := range c.NaturalKey {
 		k.reference(c, fmt.Sprintf("$.naturalKey[%d]", i), "naturalKey", name)
+		if slices.Contains(c.NaturalKey[:i], name) {
+			k.at(fmt.Sprintf("$.naturalKey[%d]", i), "naturalKey: field %s is named twice", name)
+		}
 	}
+	k.table(c)
 	if c.Discriminator != "" {
 		f := k.reference(c, "$.discriminator", "discriminator", c.Discriminator)
 		if f != nil && (f.Type != String || len(f.Enum) != 1) {
@@ -387,6 +401,47 @@ func (k *checker) contract(c *Contract, fileName string) {
 	}
 	if len(k.errs) == 0 {
 		c.key, c.eventTime = c.index[c.Key], c.index[c.EventTime]
+	}
+}
+
+// tableRule is what PostgreSQL takes without quotes, with room for the names that are
+// made of it.
+var tableRule = regexp.MustCompile(`^[a-z][a-z0-9_]{0,39}$`)
+
+// columns that a stored table has of its own, or that PostgreSQL has.
+var ownColumns = []string{"created_at", "tableoid", "xmin", "xmax", "cmin", "cmax", "ctid"}
+
+// maxColumn is PostgreSQL's limit in bytes.
+const maxColumn = 63
+
+// table checks what storing asks for.
+func (k *checker) table(c *Contract) {
+	if c.Table == "" {
+		return
+	}
+	if k.text("$.table", "table") && !tableRule.MatchString(c.Table) {
+		k.at("$.table", "table %q should be lower-case letters, digits and underscores, begin with a letter, and be at most 40 long", c.Table)
+	}
+	if c.Kind == Debezium {
+		k.at("$.table", "table: changes of rows are not stored as a series, only records that stay as they are")
+	}
+	if !slices.Contains(c.NaturalKey, c.EventTime) {
+		k.at("$.table", "table: the naturalKey needs the eventTime %s among its fields, since tables are cut by time", c.EventTime)
+	}
+	for _, name := range c.NaturalKey {
+		if f := c.Field(name); f != nil && (f.Optional || f.Nullable) {
+			k.at("$.naturalKey", "naturalKey: field %s is optional or nullable, but a stored record needs it", name)
+		}
+	}
+	for i := range c.Fields {
+		name := c.Fields[i].Name
+		path := fmt.Sprintf("$.fields[%d].name", i)
+		if slices.Contains(ownColumns, name) {
+			k.at(path, "field %s: a stored table has a column of this name already", name)
+		}
+		if len(name) > maxColumn {
+			k.at(path, "field %s: the name of a stored column has at most %d bytes", name, maxColumn)
+		}
 	}
 }
 
