@@ -181,7 +181,7 @@ func (o *options) assignPorts(functions []string) (map[string]int, error) {
 		// A function keeps its port when others are added. Functions that are not named
 		// here come behind, from 8100 on.
 		"deadletter": 8081, "etl-step": 8082, "featurize": 8083, "ingest": 8084, "lake": 8085, "store": 8086,
-		"validate": 8087, "predict": 8088, "train-trigger": 8089, "detect": 8090, "drift": 8091, "alert": 8092,
+		"validate": 8087, "predict": 8088, "train-trigger": 8089, "detect": 8090, "drift": 8091, "alert": 8092, "console": 8093,
 	}
 	next := 8100
 	names := slices.Concat(fixed, functions)

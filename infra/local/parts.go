@@ -253,6 +253,10 @@ func (w *parts) value(s service, v variable) (string, error) {
 		return w.state.join("data", "models", s.name), nil
 	case "MLFLOW_TRACKING_URI":
 		return w.registryURL(), nil
+	case "STATUS_URL":
+		return "http://" + local(w.ports["ingress"]) + "/status", nil
+	case "PROMETHEUS_URL":
+		return os.Getenv("PROMETHEUS_URL"), nil
 	case "FUNCTION_NAME":
 		// Part of every reply's id, so not for the environment to change.
 		return v.value, nil
@@ -265,9 +269,19 @@ func (w *parts) value(s service, v variable) (string, error) {
 	if value, set := os.LookupEnv(v.name); set && !strings.HasPrefix(v.name, "GO") {
 		return value, nil
 	}
+	if v.optional {
+		return "", nil
+	}
 	if v.secret != "" {
 		return "", fmt.Errorf("%s takes %s from the Secret %s, which has no local value: set %s in the environment",
 			s.name, v.name, v.secret, v.name)
+	}
+	// Another function, by its address in the cluster.
+	if name, ok := strings.CutSuffix(strings.TrimPrefix(v.value, "http://"), "."+s.namespace+".svc.cluster.local"); ok {
+		if address, err := w.serviceURL(s.namespace, name); err == nil {
+			return address, nil
+		}
+		return "", nil // it does not run here
 	}
 	return v.value, nil
 }
