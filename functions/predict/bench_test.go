@@ -64,7 +64,7 @@ func BenchmarkHTTP(b *testing.B) {
 			b.ReportMetric(float64(b.N*rows)/b.Elapsed().Seconds(), "rows/s")
 		})
 	}
-	for _, n := range []int{1, 100} {
+	for _, n := range []int{1, 10, 100} {
 		run(fmt.Sprintf("infer/rows=%d", n), trees, "/v2/models/hundred/infer", inferRequest(n), n)
 	}
 	for _, n := range []int{1, 10, 100} {

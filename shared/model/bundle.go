@@ -344,7 +344,7 @@ type Baseline struct {
 	Residuals *Residuals `json:"residuals,omitempty"`
 }
 
-// Tail is one point of the lower end of the scores of usual rows.
+// Tail is one point of the lower end of the scores.
 type Tail struct {
 	// Share of the rows has this score or a lower one.
 	Share float64 `json:"share"`

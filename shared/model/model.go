@@ -3,6 +3,7 @@ package model
 import (
 	"fmt"
 	"math"
+	"sync"
 
 	"github.com/dmitryikh/leaves"
 )
@@ -17,7 +18,8 @@ const (
 
 // Model computes predictions. It does not change and is safe for concurrent use.
 type Model struct {
-	trees     *leaves.Ensemble
+	flat      *flat            // walks the trees, unless there are categorical nodes:
+	trees     *leaves.Ensemble // then it is nil, and this does
 	features  int
 	outputs   int
 	count     int
@@ -25,6 +27,7 @@ type Model struct {
 	transform Transform
 	wide      bool // features stay float64
 	objective string
+	spread    sync.Pool // *[]float64, room for rows of many columns
 }
 
 // newModel makes a model of a parsed file. transform may be nil where the file says
@@ -47,6 +50,13 @@ func newModel(f *forest, transform *Transform, wide bool) (*Model, error) {
 	case transform.Kind == Isolation && (f.groups != 1 || !f.average):
 		return nil, fmt.Errorf("transform %s needs one output that is the average of the trees", Isolation)
 	}
+	m := &Model{features: f.features, outputs: f.groups, count: len(f.trees), bias: f.bias,
+		transform: *transform, wide: wide, objective: f.objective}
+	var ok bool
+	if m.flat, ok = flatten(f); ok {
+		return m, nil
+	}
+	m.flat = nil
 	trees, err := f.build()
 	if err != nil {
 		return nil, err
@@ -54,8 +64,8 @@ func newModel(f *forest, transform *Transform, wide bool) (*Model, error) {
 	if trees.NEstimators()*f.groups != len(f.trees) || trees.NRawOutputGroups() != f.groups {
 		return nil, fmt.Errorf("building the trees: %d of %d were taken", trees.NEstimators()*trees.NRawOutputGroups(), len(f.trees))
 	}
-	return &Model{trees: trees, features: f.features, outputs: f.groups, count: len(f.trees), bias: f.bias,
-		transform: *transform, wide: wide, objective: f.objective}, nil
+	m.trees = trees
+	return m, nil
 }
 
 // Features is the width of a row.
@@ -98,17 +108,38 @@ func (m *Model) Margins(out, rows []float64) error {
 			rows[i] = float64(float32(v))
 		}
 	}
+	if m.flat != nil {
+		m.walk(out, rows)
+	}
 	for i := range n {
-		// Its own function for many rows allocates.
 		one := out[i*m.outputs : (i+1)*m.outputs]
-		if err := m.trees.Predict(rows[i*m.features:(i+1)*m.features], 0, one); err != nil {
-			return fmt.Errorf("walking the trees: %w", err)
+		if m.flat == nil {
+			// Its own function for many rows allocates.
+			if err := m.trees.Predict(rows[i*m.features:(i+1)*m.features], 0, one); err != nil {
+				return fmt.Errorf("walking the trees: %w", err)
+			}
 		}
 		for j, b := range m.bias {
 			one[j] += b
 		}
 	}
 	return nil
+}
+
+// walk sums the trees of flat.
+func (m *Model) walk(out, rows []float64) {
+	var few [256]float64
+	if need := lanes * len(m.flat.columns); need > len(few) {
+		x, _ := m.spread.Get().(*[]float64)
+		if x == nil {
+			many := make([]float64, need)
+			x = &many
+		}
+		m.flat.sums(out, rows, m.features, *x)
+		m.spread.Put(x)
+		return
+	}
+	m.flat.sums(out, rows, m.features, few[:])
 }
 
 // fits tells whether a value can be a feature of the model: it is finite, also once

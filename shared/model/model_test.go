@@ -214,7 +214,7 @@ func BenchmarkPredict(b *testing.B) {
 	for _, c := range []struct {
 		name string
 		rows int
-	}{{"single", 1}, {"batch=100", 100}, {"batch=1000", 1000}} {
+	}{{"single", 1}, {"batch=10", 10}, {"batch=100", 100}, {"batch=1000", 1000}} {
 		b.Run(c.name, func(b *testing.B) {
 			const all = 10_000
 			rows, out := drawRows(2, all), make([]float64, c.rows)
