@@ -15,18 +15,17 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
-	"sync"
+	"strings"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
-	"github.com/millrace-dev/millrace/shared/eventing"
-	"github.com/millrace-dev/millrace/shared/events"
 	"github.com/millrace-dev/millrace/shared/kafka"
 )
 
 type e2eFlags struct {
 	runner    string
+	part      string
 	pace      float64
 	sustained float64
 	count     uint64
@@ -34,8 +33,9 @@ type e2eFlags struct {
 
 func (f *e2eFlags) flags(fs *flag.FlagSet) {
 	fs.StringVar(&f.runner, "runner", "", "the local runner's program (default millrace in -bin)")
+	fs.StringVar(&f.part, "e2e-part", "all", "what the runner runs: spine (raw topic to verdict topics to lake), features (raw topic to online features) or all")
 	fs.Float64Var(&f.pace, "e2e-rate", 5000, "events a second of the row that measures latency")
-	fs.Float64Var(&f.sustained, "e2e-sustained", 10_000, "events a second of the row that watches memory")
+	fs.Float64Var(&f.sustained, "e2e-sustained", 10_000, "events a second of the row that watches memory; more than are to be shown, as a producer has its pauses")
 	fs.Uint64Var(&f.count, "e2e-count", 0, "events of the row that goes as fast as possible; 0 is as many as take about 20 s at the rate of the row before, at most 300,000")
 }
 
@@ -43,17 +43,35 @@ const (
 	rawTopic       = "tracking.raw_user_behavior"
 	validatedTopic = "tracking.user_behavior.validated"
 	invalidTopic   = "tracking.user_behavior.invalid"
+	featuresTopic  = "model.features.ready"
 	lakeGroup      = "millrace-lake"
 
 	// stalled is how long nothing may arrive before a run is given up.
 	stalled = 30 * time.Second
 )
 
+// e2ePart is a part of the platform that is measured alone.
+type e2ePart struct {
+	title          string
+	functions      string // for the runner; "" runs all
+	features, lake bool   // what it ends in, besides verdicts
+}
+
+var e2eParts = map[string]e2ePart{
+	"spine":    {title: "raw topic to verdict topics to lake", functions: "validate,lake,deadletter", lake: true},
+	"features": {title: "raw topic to online features", functions: "validate,featurize,deadletter", features: true},
+	"all":      {title: "all functions, raw topic to verdict topics, lake and online features", features: true, lake: true},
+}
+
 // endToEnd starts the platform in a folder of its own, without its producer, sends
 // raw events with the load generator, and watches the topics and the processes
 // from outside.
 func (b *bench) endToEnd(ctx context.Context) (sections []section, err error) {
-	p, err := b.startPlatform(ctx)
+	part, ok := e2eParts[b.e2e.part]
+	if !ok {
+		return nil, fmt.Errorf("-e2e-part %q is none of %s", b.e2e.part, strings.Join(slices.Sorted(maps.Keys(e2eParts)), ", "))
+	}
+	p, err := b.startPlatform(ctx, part)
 	if err != nil {
 		return nil, err
 	}
@@ -64,7 +82,7 @@ func (b *bench) endToEnd(ctx context.Context) (sections []section, err error) {
 		}
 		p.stop()
 	}()
-	w, err := watchVerdicts(p.brokers, filepath.Join(b.root, "triggers"))
+	w, err := watch(p.brokers, filepath.Join(b.root, "triggers"), part.features)
 	if err != nil {
 		return nil, err
 	}
@@ -74,13 +92,14 @@ func (b *bench) endToEnd(ctx context.Context) (sections []section, err error) {
 	if err != nil {
 		return nil, err
 	}
-	start := row{Name: "local runner with embedded Kafka and S3 and all functions, before any load"}
+	start := row{Name: "local runner with " + part.title + ", before any load"}
 	start.add("s to running", p.started.Seconds())
 	start.add(colRSS, float64(total(idle).rss)/megabyte)
 
-	s := section{Title: "local runner end to end, raw topic to verdict topics, producer on the same cores", Notes: []string{
-		"latency: from the raw record's timestamp to the verdict record's, both in whole milliseconds;",
-		"CPU and RSS: of the runner and all its processes, shared pages counted in each; the producer and this tool are not in them;",
+	s := section{Title: "local runner end to end, " + part.title + ", producer on the same cores", Notes: []string{
+		"events/s: of all that was sent, until the last of its verdicts, and features, was there; behind: the most raw records that had no verdict at one time;",
+		"latency: from the raw record's timestamp to the verdict record's, and to that of its features, in whole milliseconds, of a sixth of the sessions;",
+		"CPU and RSS: of the runner and all its processes, pages that they share counted once; the producer and this tool are not in them;",
 		"RSS after 1/4, 1/2 and all of the time shows whether memory is bounded; lake: from the last verdict to all verdicts in objects",
 	}}
 	scale := time.Duration(b.seconds * float64(time.Second))
@@ -101,7 +120,7 @@ func (b *bench) endToEnd(ctx context.Context) (sections []section, err error) {
 		b.log("e2e: %s", phases[i].name)
 		var r row
 		var each []row
-		r, each, err = b.runPhase(ctx, p, w, &phases[i], i)
+		r, each, err = b.runPhase(ctx, p, w, &phases[i], part, i)
 		if len(r.Values) > 0 {
 			s.Rows = append(s.Rows, r)
 			processes = section{Title: "the runner's processes in the last row above", Rows: each}
@@ -122,7 +141,7 @@ type phase struct {
 	count    uint64
 }
 
-func (b *bench) runPhase(ctx context.Context, p *platform, w *watcher, ph *phase, number int) (r row, processes []row, err error) {
+func (b *bench) runPhase(ctx context.Context, p *platform, w *watcher, ph *phase, part e2ePart, number int) (r row, processes []row, err error) {
 	r = row{ID: ph.id, Name: ph.name}
 	program, err := b.program("loadgen")
 	if err != nil {
@@ -132,7 +151,9 @@ func (b *bench) runPhase(ctx context.Context, p *platform, w *watcher, ph *phase
 	if err != nil {
 		return r, nil, err
 	}
-	w.reset()
+	if err := w.reset(ctx); err != nil {
+		return r, nil, err
+	}
 	report := filepath.Join(b.tmp, fmt.Sprintf("phase-%d.json", number))
 	// Other customers in each phase, so that no session is continued.
 	args := []string{"shop", "-brokers", p.brokers, "-seed", strconv.Itoa(number + 1), "-progress", "0", "-report", report}
@@ -154,9 +175,9 @@ func (b *bench) runPhase(ctx context.Context, p *platform, w *watcher, ph *phase
 	var memory []int64
 	expected := uint64(math.MaxUint64)
 	var sent time.Time
-	ticker := time.NewTicker(250 * time.Millisecond)
+	ticker := time.NewTicker(50 * time.Millisecond)
 	defer ticker.Stop()
-	for w.count() < expected {
+	for ticks := 0; !w.complete(expected); ticks++ {
 		select {
 		case err := <-sending:
 			if err != nil {
@@ -166,15 +187,19 @@ func (b *bench) runPhase(ctx context.Context, p *platform, w *watcher, ph *phase
 				return r, nil, err
 			}
 			sent = time.Now()
-		case <-w.grown:
 		case <-ticker.C:
-			u, err := treeUsage(p.cmd.Process.Pid)
-			if err != nil {
-				return r, nil, fmt.Errorf("the runner has gone: %w", err)
+			if err := w.look(ctx); err != nil {
+				return r, nil, err
 			}
-			memory = append(memory, total(u).rss)
+			if ticks%5 == 0 {
+				u, err := treeUsage(p.cmd.Process.Pid)
+				if err != nil {
+					return r, nil, fmt.Errorf("the runner has gone: %w", err)
+				}
+				memory = append(memory, total(u).rss)
+			}
 			if quiet := time.Since(w.lastGrowth(began)); quiet > stalled {
-				return r, nil, fmt.Errorf("no verdict for %s; %d have arrived", quiet.Round(time.Second), w.count())
+				return r, nil, fmt.Errorf("no verdict for %s; there are %d", quiet.Round(time.Second), w.now.verdicts())
 			}
 		case <-ctx.Done():
 			return r, nil, ctx.Err()
@@ -188,7 +213,7 @@ func (b *bench) runPhase(ctx context.Context, p *platform, w *watcher, ph *phase
 	own, machine = ownCPU()-own, machineCPU()-machine
 	took := time.Since(began)
 	finished := w.lastGrowth(began)
-	latencies, twice, err := w.take()
+	latencies, features, err := w.take(ctx)
 	if err != nil {
 		return r, nil, err
 	}
@@ -197,6 +222,11 @@ func (b *bench) runPhase(ctx context.Context, p *platform, w *watcher, ph *phase
 	r.add(colP50, quantile(latencies, 0.5))
 	r.add(colP99, quantile(latencies, 0.99))
 	r.add(colMax, quantile(latencies, 1))
+	if part.features {
+		r.add("features p50 ms", quantile(features, 0.5))
+		r.add("p99 ms", quantile(features, 0.99))
+	}
+	r.add("behind", float64(w.behind))
 	spent, loader := total(after).cpu-total(before).cpu, cmd.ProcessState.UserTime()+cmd.ProcessState.SystemTime()
 	r.add(colCPU, perMillion(spent, expected))
 	r.add(colLoader, perMillion(loader, expected))
@@ -207,7 +237,7 @@ func (b *bench) runPhase(ctx context.Context, p *platform, w *watcher, ph *phase
 		r.add(at.name, float64(memory[at.at])/megabyte)
 	}
 	r.add(colPeak, float64(slices.Max(memory))/megabyte)
-	r.add("twice", float64(twice))
+	r.add("twice", float64(w.now.verdicts()-expected))
 	r.add(colOthers, (machine-own-spent-loader).Seconds()/took.Seconds())
 	for _, name := range slices.Sorted(maps.Keys(after)) {
 		one := row{Name: name}
@@ -215,6 +245,9 @@ func (b *bench) runPhase(ctx context.Context, p *platform, w *watcher, ph *phase
 		one.add(colRSS, float64(after[name].rss)/megabyte)
 		one.add(colPeak, float64(after[name].peak)/megabyte)
 		processes = append(processes, one)
+	}
+	if !part.lake {
+		return r, processes, nil
 	}
 	// Last, so that the rest is told also if the lake does not come to an end.
 	drained, err := p.waitForLake(ctx, finished)
@@ -254,7 +287,7 @@ type platform struct {
 	exited  chan struct{}
 }
 
-func (b *bench) startPlatform(ctx context.Context) (*platform, error) {
+func (b *bench) startPlatform(ctx context.Context, part e2ePart) (*platform, error) {
 	program := b.e2e.runner
 	if program == "" {
 		var err error
@@ -262,7 +295,7 @@ func (b *bench) startPlatform(ctx context.Context) (*platform, error) {
 			return nil, err
 		}
 	}
-	const ports = 16 // more than there are parts
+	const ports = 40 // more than there are parts
 	base, err := freePorts(ctx, ports)
 	if err != nil {
 		return nil, err
@@ -281,7 +314,7 @@ func (b *bench) startPlatform(ctx context.Context) (*platform, error) {
 	// Ended by stop, in order, not by the context.
 	p.cmd = exec.CommandContext(context.WithoutCancel(ctx), program, "up", "-root", b.root, "-bin", b.bin, "-state", filepath.Join(b.tmp, "state"),
 		"-port-base", strconv.Itoa(base), "-no-load", "-plain")
-	p.cmd.Env = append(os.Environ(), "LOG_LEVEL=warn", "KAFKA_BROKERS=", "S3_ENDPOINT=")
+	p.cmd.Env = append(os.Environ(), "LOG_LEVEL=warn", "KAFKA_BROKERS=", "S3_ENDPOINT=", "DATABASE_URL=", "REDIS_URL=", "MILLRACE_FUNCTIONS="+part.functions)
 	p.cmd.Stdout, p.cmd.Stderr = log, log
 	began := time.Now()
 	if err := p.cmd.Start(); err != nil {
@@ -372,145 +405,4 @@ func (p *platform) waitForLake(ctx context.Context, since time.Time) (time.Durat
 			return 0, ctx.Err()
 		}
 	}
-}
-
-// watcher reads the raw and the verdict topics and takes the time from each raw
-// record to its verdict. They are matched by the verdict's id, which follows from
-// the raw record's place.
-type watcher struct {
-	client *kgo.Client
-	source string // of the raw records' events
-	stop   context.CancelFunc
-	done   chan struct{}
-	grown  chan struct{} // signalled when verdicts came
-
-	mu        sync.Mutex
-	err       error
-	pairs     map[string]pair // by the verdict's id, of all phases
-	verdicts  uint64          // in this phase
-	twice     uint64
-	last      time.Time
-	latencies []time.Duration
-}
-
-// pair holds the timestamps of a raw record and its verdict, in milliseconds since
-// the epoch; 0 is one that was not read yet.
-type pair struct{ raw, verdict int64 }
-
-func watchVerdicts(brokers, manifests string) (*watcher, error) {
-	graph, err := eventing.Load(manifests)
-	if err != nil {
-		return nil, err
-	}
-	w := &watcher{done: make(chan struct{}), grown: make(chan struct{}, 1), pairs: map[string]pair{}}
-	for _, s := range graph.KafkaSources {
-		if slices.Contains(s.Topics, rawTopic) {
-			w.source = eventing.KafkaEventSource(s.Namespace, s.Name, rawTopic)
-		}
-	}
-	if w.source == "" {
-		return nil, fmt.Errorf("no KafkaSource in %s reads topic %s", manifests, rawTopic)
-	}
-	options, err := kafka.Config{Brokers: []string{brokers}, ClientID: "bench"}.Options()
-	if err != nil {
-		return nil, err
-	}
-	w.client, err = kgo.NewClient(append(options, kgo.ConsumeTopics(rawTopic, validatedTopic, invalidTopic),
-		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()), kgo.FetchMaxWait(100*time.Millisecond))...)
-	if err != nil {
-		return nil, err
-	}
-	ctx, stop := context.WithCancel(context.Background())
-	w.stop = stop
-	go func() {
-		defer close(w.done)
-		for {
-			fetches := w.client.PollFetches(ctx)
-			if ctx.Err() != nil {
-				return
-			}
-			w.add(fetches)
-		}
-	}()
-	return w, nil
-}
-
-func (w *watcher) add(fetches kgo.Fetches) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if err := fetches.Err(); err != nil {
-		w.err = err
-	}
-	fetches.EachRecord(func(r *kgo.Record) {
-		var id string
-		if r.Topic == rawTopic {
-			id = events.ReplyID(w.source, fmt.Sprintf("partition:%d/offset:%d", r.Partition, r.Offset), "validate")
-		} else {
-			for _, h := range r.Headers {
-				if h.Key == "ce_id" {
-					id = string(h.Value)
-				}
-			}
-		}
-		p := w.pairs[id]
-		switch at := r.Timestamp.UnixMilli(); {
-		case r.Topic == rawTopic:
-			p.raw = at
-		case p.verdict != 0:
-			w.twice++
-			return
-		default:
-			p.verdict = at
-			w.verdicts++
-			w.last = time.Now()
-		}
-		w.pairs[id] = p
-		if p.raw != 0 && p.verdict != 0 {
-			w.latencies = append(w.latencies, time.Duration(p.verdict-p.raw)*time.Millisecond)
-		}
-	})
-	select {
-	case w.grown <- struct{}{}:
-	default:
-	}
-}
-
-func (w *watcher) reset() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.verdicts, w.twice, w.latencies, w.last = 0, 0, nil, time.Time{}
-}
-
-// count is how many raw records have got their verdict.
-func (w *watcher) count() uint64 {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return uint64(len(w.latencies))
-}
-
-// lastGrowth is when the latest verdict came, or from if none has.
-func (w *watcher) lastGrowth(from time.Time) time.Time {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.last.IsZero() {
-		return from
-	}
-	return w.last
-}
-
-// take returns the phase's latencies, sorted, and how many verdicts came twice.
-func (w *watcher) take() (latencies []time.Duration, twice uint64, err error) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if n := w.verdicts - uint64(len(w.latencies)); n > 0 && w.err == nil {
-		w.err = fmt.Errorf("%d verdicts belong to no raw record", n)
-	}
-	slices.Sort(w.latencies)
-	return w.latencies, w.twice, w.err
-}
-
-func (w *watcher) close() {
-	w.stop()
-	<-w.done
-	w.client.Close()
 }

@@ -52,7 +52,7 @@ type part struct {
 var parts = []part{
 	{"go", "Go benchmarks of the hot paths", (*bench).goBenchmarks},
 	{"http", "the validate function over HTTP, one event and 100 a request", (*bench).overHTTP},
-	{"e2e", "the local runner, raw topic to verdict topics to lake", (*bench).endToEnd},
+	{"e2e", "the local runner, from the raw topic to verdict topics, lake and features", (*bench).endToEnd},
 	{"reference", "the validator in process against the same rules in Python", (*bench).againstReference},
 }
 
@@ -96,6 +96,10 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 		return err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(b.tmp)) }()
+	// Who runs PostgreSQL when this runs as root has to come through.
+	if err := os.Chmod(b.tmp, 0o711); err != nil {
+		return err
+	}
 
 	r := newReport(ctx, b.root)
 	var errs []error

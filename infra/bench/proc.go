@@ -16,8 +16,11 @@ import (
 // usage is what processes have consumed.
 type usage struct {
 	cpu  time.Duration // user and system, of dead children that were waited for, too
-	rss  int64         // bytes resident now; pages shared by processes count in each
+	rss  int64         // bytes resident now
 	peak int64         // the most that was resident, in a single process only
+	// shared is what of rss other processes of the program may share, such as its code.
+	shared  int64
+	program string
 }
 
 // clockTick is what /proc counts CPU time in: Linux shows user space 100 ticks a
@@ -49,19 +52,23 @@ func processUsage(pid int) (usage, error) {
 	}
 	for line := range strings.Lines(string(status)) {
 		name, text, _ := strings.Cut(line, ":")
-		if name != "VmRSS" && name != "VmHWM" {
+		if name != "VmRSS" && name != "VmHWM" && name != "RssFile" && name != "RssShmem" {
 			continue
 		}
 		kb, err := strconv.ParseInt(strings.Fields(text)[0], 10, 64)
 		if err != nil {
 			return u, fmt.Errorf("/proc/%d/status: %w", pid, err)
 		}
-		if name == "VmRSS" {
+		switch name {
+		case "VmRSS":
 			u.rss = kb << 10
-		} else {
+		case "VmHWM":
 			u.peak = kb << 10
+		default:
+			u.shared += kb << 10
 		}
 	}
+	u.program, _ = os.Readlink(fmt.Sprintf("/proc/%d/exe", pid)) // or it shares with nobody
 	return u, nil
 }
 
@@ -97,7 +104,11 @@ func treeUsage(root int) (map[string]usage, error) {
 		}
 		name := processName(pid)
 		sum := tree[name]
-		tree[name] = usage{cpu: sum.cpu + u.cpu, rss: sum.rss + u.rss, peak: max(sum.peak, u.peak)}
+		once := min(sum.shared, u.shared) // of a program that forks
+		tree[name] = usage{
+			cpu: sum.cpu + u.cpu, rss: sum.rss + u.rss - once, peak: max(sum.peak, u.peak),
+			shared: max(sum.shared, u.shared), program: u.program,
+		}
 	}
 	return tree, nil
 }
@@ -116,11 +127,16 @@ func processName(pid int) string {
 	return name
 }
 
-// total adds up a tree.
+// total adds up a tree. What processes of one program share counts once.
 func total(tree map[string]usage) (sum usage) {
+	shared := map[string]int64{}
 	for _, u := range tree {
 		sum.cpu += u.cpu
-		sum.rss += u.rss
+		sum.rss += u.rss - u.shared
+		shared[u.program] = max(shared[u.program], u.shared)
+	}
+	for _, bytes := range shared {
+		sum.rss += bytes
 	}
 	return sum
 }

@@ -127,6 +127,7 @@ func TestRun_mistakesAreExplained(t *testing.T) {
 		"-bin /nowhere e2e":        "there is no program /nowhere/millrace; run make build",
 		"-bin /nowhere -bogus e2e": "flag provided but not defined",
 		"-bin /nowhere reference":  "there is no program /nowhere/loadgen",
+		"-e2e-part some e2e":       `-e2e-part "some" is none of all, features, spine`,
 	} {
 		var out, log bytes.Buffer
 		err := run(t.Context(), strings.Fields(args), &out, &log)
