@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -31,6 +32,9 @@ type v2Tensor struct {
 	Datatype string          `json:"datatype"`
 	Shape    []int64         `json:"shape"`
 	Data     json.RawMessage `json:"data"`
+
+	// numbers are Data's elements if it was read already; null is NaN.
+	numbers []float64
 }
 
 type v2Response struct {
@@ -177,9 +181,12 @@ func (p *predictor) v2Infer(r *http.Request) (int, any) {
 	if err != nil {
 		return failed(status, "%v", err)
 	}
-	var q v2Request
-	if err := json.Unmarshal(body, &q); err != nil {
-		return failed(http.StatusBadRequest, "reading the request: %v", err)
+	q, quick := quickRequest(body)
+	if !quick {
+		q = v2Request{}
+		if err := json.Unmarshal(body, &q); err != nil {
+			return failed(http.StatusBadRequest, "reading the request: %v", err)
+		}
 	}
 	for _, o := range q.Outputs {
 		if o.Name != output {
@@ -201,8 +208,12 @@ func (p *predictor) v2Infer(r *http.Request) (int, any) {
 	if n := v.outputs(); n > 1 {
 		shape = append(shape, n)
 	}
-	return http.StatusOK, v2Response{ModelName: v.name, ModelVersion: v.version, ID: q.ID,
-		Outputs: []v2Output{{output, "FP64", shape, out}}}
+	answer, err := appendResponse(make([]byte, 0, 160+len(q.ID)+20*len(out)), &v2Response{ModelName: v.name, ModelVersion: v.version, ID: q.ID,
+		Outputs: []v2Output{{output, "FP64", shape, out}}})
+	if err != nil {
+		return failed(http.StatusInternalServerError, "%v", err)
+	}
+	return http.StatusOK, encoded(answer)
 }
 
 // read checks the tensors and makes inputs of them.
@@ -271,6 +282,9 @@ func (t *v2Tensor) matrix(width int) (inputs, error) {
 	if err != nil {
 		return nil, fmt.Errorf("inputs[0] (%s): %w", t.Name, err)
 	}
+	if t.plain(rows * width) {
+		return &matrix{values: t.numbers, width: width}, nil
+	}
 	m := &matrix{values: make([]float64, 0, rows*width), width: width}
 	err = t.scan(rows*width, func(v model.Value) {
 		m.values = append(m.values, v.Float())
@@ -284,8 +298,29 @@ func (t *v2Tensor) matrix(width int) (inputs, error) {
 // values reads one feature.
 func (t *v2Tensor) values(rows int) ([]model.Value, error) {
 	values := make([]model.Value, 0, rows)
+	if t.plain(rows) {
+		for _, v := range t.numbers {
+			values = append(values, model.Number(v))
+		}
+		return values, nil
+	}
 	err := t.scan(rows, func(v model.Value) { values = append(values, v) })
 	return values, err
+}
+
+// plain tells whether the data was read already and is what shape and datatype say.
+// If it is not, scan says what is wrong.
+func (t *v2Tensor) plain(n int) bool {
+	if len(t.numbers) != n {
+		return false
+	}
+	switch t.Datatype {
+	case "FP16", "FP32", "FP64":
+		return true
+	case "INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64":
+		return !slices.ContainsFunc(t.numbers, func(v float64) bool { return v != math.Trunc(v) && !math.IsNaN(v) })
+	}
+	return false
 }
 
 // scan reads the data, nested or flat, which is valid JSON. There must be n elements

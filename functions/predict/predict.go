@@ -252,8 +252,10 @@ func (p *predictor) getModels(*http.Request) (int, any) {
 }
 
 func write(w http.ResponseWriter, status int, body any) {
-	data, err := json.Marshal(body)
-	if err != nil {
+	data, err := []byte(nil), error(nil)
+	if e, ok := body.(encoded); ok {
+		data = e
+	} else if data, err = json.Marshal(body); err != nil {
 		status, data = http.StatusInternalServerError, []byte(`{"error":"the answer cannot be written"}`)
 	}
 	h := w.Header()
