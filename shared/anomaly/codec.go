@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"hash/fnv"
 	"math"
-	"slices"
 )
 
 const stateFormat = 1
@@ -30,7 +29,7 @@ func (p *Plan) AppendState(b []byte, s *State) []byte {
 	b = binary.AppendUvarint(b, uint64(len(s.channels)))
 	for c := range s.channels {
 		t := &s.channels[c]
-		b = binary.LittleEndian.AppendUint32(b, hashOf(p.Channels[c].Type))
+		b = binary.LittleEndian.AppendUint32(b, p.hash(c))
 		b = binary.LittleEndian.AppendUint64(b, math.Float64bits(t.level))
 		for _, d := range t.distance[:len(s.points)] {
 			b = binary.LittleEndian.AppendUint16(b, uint16(d))
@@ -101,8 +100,10 @@ func (p *Plan) ParseState(b []byte) (*State, error) {
 		if t.phase >= phases || math.IsInf(t.level, 0) || !(t.peak >= 0 && t.peak <= 1) || t.began > maxMicro || t.began < -maxMicro {
 			return nil, errors.New("state: a channel is damaged")
 		}
-		if c := slices.IndexFunc(p.Channels, func(c Channel) bool { return hashOf(c.Type) == of }); c >= 0 {
-			s.channels[c] = t
+		for c := range p.Channels {
+			if p.hash(c) == of {
+				s.channels[c] = t
+			}
 		}
 	}
 	for range r.count(keptEvents) {
@@ -141,6 +142,13 @@ func (p *Plan) clear(s *State) {
 			s.channels[c].distance[i] = unknown
 		}
 	}
+}
+
+func (p *Plan) hash(channel int) uint32 {
+	if p.hashes == nil {
+		return hashOf(p.Channels[channel].Type)
+	}
+	return p.hashes[channel]
 }
 
 func hashOf(text string) uint32 {

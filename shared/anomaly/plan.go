@@ -17,6 +17,16 @@ type Plan struct {
 	Channels []Channel
 	Limits   Limits
 	Training Training
+	// Learnt says of which metrics models are made, Floors from which deviation on they
+	// vary at all. History is how far back models look.
+	Learnt  []bool
+	Floors  []float64
+	History time.Duration
+	// Forest is the name of the forest's model, "" without one.
+	Forest string
+
+	hashes []uint32 // of the channels' types
+	fields binding
 }
 
 // Channel is one kind of anomaly: of one metric and one detector.
@@ -56,8 +66,8 @@ type Limits struct {
 // DefaultLimits are those of contracts that say nothing else. The score is a fifth of
 // the distance, so that an alarm is at least high, and a warning low or medium.
 func DefaultLimits() Limits {
-	return Limits{Alarm: 3, AlarmPoints: 2, AlarmOf: 3, Warn: 2, WarnPoints: 3, Clear: 5, CoolDown: 12,
-		Follow: 6 * time.Hour, Apart: 30 * time.Minute}
+	return Limits{Alarm: 3, AlarmPoints: 1, AlarmOf: 1, Warn: 2, WarnPoints: 3, Clear: 5, CoolDown: 12,
+		Follow: 2 * time.Hour, Apart: 30 * time.Minute}
 }
 
 // scoreRange is the distance of the score 1.

@@ -76,7 +76,9 @@ type Contract struct {
 	NaturalKey []string `yaml:"naturalKey"`
 	// Table is where the valid records are stored, in schema public; empty is nowhere.
 	// Its columns are the fields, but for the discriminator, and created_at.
-	Table  string  `yaml:"table"`
+	Table string `yaml:"table"`
+	// Detect says how anomalies are looked for; nil takes the defaults.
+	Detect *Detect `yaml:"detect"`
 	Fields []Field `yaml:"fields"`
 
 	file      string // for messages

@@ -393,6 +393,7 @@ func (k *checker) contract(c *Contract, fileName string) {
 		}
 	}
 	k.table(c)
+	k.detect(c)
 	if c.Discriminator != "" {
 		f := k.reference(c, "$.discriminator", "discriminator", c.Discriminator)
 		if f != nil && (f.Type != String || len(f.Enum) != 1) {
