@@ -6,19 +6,19 @@ import (
 	"os"
 	"runtime"
 	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/cloudevents/sdk-go/v2/event"
+
+	"github.com/millrace-dev/millrace/shared/testkit/pgtest"
 )
 
 // BenchmarkLakeToCheckedGold brings events from objects as the lake writes them by
-// default, of 10,000 lines and 12 partitions, to checked gold, as three calls at a
-// time do. ETL_BENCH_EVENTS is how many, 100,000 by default.
+// default, of 10,000 lines and 12 partitions, to checked gold. Each step has a queue of
+// its own, as its Trigger has. ETL_BENCH_EVENTS is how many, 100,000 by default.
 //
 //	ETL_BENCH_EVENTS=1000000 go test -run '^$' -bench LakeToCheckedGold -benchtime 1x ./functions/etl-step
 //
@@ -48,11 +48,15 @@ func BenchmarkLakeToCheckedGold(b *testing.B) {
 	}
 	for b.Loop() {
 		_, db, steps := w.warehouse()
-		events := make(chan event.Event, 4*len(objects))
+		// Each Trigger has a queue of its own.
+		queues := map[*step]chan event.Event{}
+		for _, st := range []*step{bronzeStep, silverStep, goldStep, checkStep} {
+			queues[st] = make(chan event.Event, len(objects))
+		}
 		for i := range objects {
 			// In turns over the partitions, as a lake that is being filled.
 			perPartition := len(objects) / partitions
-			events <- created(objects[i%partitions*perPartition+i/partitions])
+			queues[bronzeStep] <- created(objects[i%partitions*perPartition+i/partitions])
 		}
 		var peak atomic.Uint64
 		stop := make(chan struct{})
@@ -69,34 +73,49 @@ func BenchmarkLakeToCheckedGold(b *testing.B) {
 			}
 		}()
 		runtime.GC()
-		began, ownBegan := time.Now(), ownCPU(b)
+		began, ownBegan := time.Now(), pgtest.OwnCPU(b)
 		var wg sync.WaitGroup
+		done := make(chan struct{})
+		finish := sync.OnceFunc(func() { close(done) })
 		var left atomic.Int64
 		left.Store(int64(len(objects)))
-		for range 3 {
-			wg.Go(func() {
-				for e := range events {
-					reply, err := steps.Handle(b.Context(), e)
-					if err != nil || reply == nil {
-						b.Errorf("%s: reply %v, %v", e.Type(), reply, err)
-						close(events)
-						return
+		for _, events := range queues {
+			for range 16 {
+				wg.Go(func() {
+					for {
+						var e event.Event
+						select {
+						case e = <-events:
+						case <-done:
+							return
+						}
+						reply, err := steps.Handle(b.Context(), e)
+						if err != nil || reply == nil {
+							b.Errorf("%s: reply %v, %v", e.Type(), reply, err)
+							finish()
+							return
+						}
+						if next := stepOf(reply.Type()); next != nil {
+							queues[next] <- *reply
+						} else if left.Add(-1) == 0 {
+							finish()
+						}
 					}
-					if stepOf(reply.Type()) != nil {
-						events <- *reply
-					} else if left.Add(-1) == 0 {
-						close(events)
-					}
-				}
-			})
+				})
+			}
 		}
 		wg.Wait()
 		took := time.Since(began).Seconds()
 		close(stop)
 		b.ReportMetric(took, "s")
 		b.ReportMetric(float64(total)/took, "events/s")
-		b.ReportMetric(ownCPU(b)-ownBegan, "cpu-s(etl)")
-		b.ReportMetric(serverCPU(b, query(b, db, "SHOW data_directory")[0]), "cpu-s(pg)")
+		b.ReportMetric(pgtest.OwnCPU(b)-ownBegan, "cpu-s(etl)")
+		b.ReportMetric(pgtest.ServerCPU(b), "cpu-s(pg)")
+		for _, p := range pgtest.ServerProcesses(b) {
+			if p.CPU > 0.5 {
+				b.Logf("%s: %.1f cpu-s", p.Title, p.CPU)
+			}
+		}
 		b.ReportMetric(float64(peak.Load())/(1<<20), "heap-MB")
 		b.ReportMetric(float64(size)/(1<<20), "lake-MB")
 		if got := query(b, db, `SELECT count(*)::text FROM dwh.fact_events`); got[0] != fmt.Sprint(total/partitions*partitions) {
@@ -122,41 +141,4 @@ func benchEvent(r *rand.Rand, sessions []shopEvent, n int) shopEvent {
 	e.product, e.category = product, 2053013558920217191+product%500
 	e.code, e.brand, e.price = "electronics.smartphone", "brand"+strconv.Itoa(int(product%300)), float64(product%1000)+0.99
 	return e
-}
-
-func ownCPU(b *testing.B) float64 {
-	var u syscall.Rusage
-	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
-		b.Fatal(err)
-	}
-	return float64(u.Utime.Nano()+u.Stime.Nano()) / 1e9
-}
-
-// serverCPU is what the processes of a server have used that are alive.
-func serverCPU(b *testing.B, data string) float64 {
-	text, err := os.ReadFile(data + "/postmaster.pid")
-	if err != nil {
-		b.Log(err)
-		return 0
-	}
-	parent, _, _ := strings.Cut(string(text), "\n")
-	entries, _ := os.ReadDir("/proc")
-	ticks := 0
-	for _, e := range entries {
-		stat, err := os.ReadFile("/proc/" + e.Name() + "/stat")
-		if err != nil {
-			continue
-		}
-		_, rest, _ := strings.Cut(string(stat), ") ")
-		f := strings.Fields(rest)
-		if len(f) > 12 && f[1] == parent {
-			user, _ := strconv.Atoi(f[11])
-			system, _ := strconv.Atoi(f[12])
-			ticks += user + system
-			if title, _ := os.ReadFile("/proc/" + e.Name() + "/cmdline"); user+system > 50 {
-				b.Logf("%s: user %d system %d", strings.TrimRight(string(title), "\x00"), user, system)
-			}
-		}
-	}
-	return float64(ticks) / 100
 }

@@ -73,7 +73,7 @@ func (w *world) warehouse() (string, *warehouse.DB, *Steps) {
 		w.t.Fatal(err)
 	}
 	w.t.Cleanup(db.Close)
-	steps, err := NewSteps(db, w.store, "etl-step", w.reports, "")
+	steps, err := NewSteps(db, w.store, "etl-step", w.reports, "", stepsAtOnce)
 	if err != nil {
 		w.t.Fatal(err)
 	}

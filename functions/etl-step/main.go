@@ -37,6 +37,13 @@ type Config struct {
 	Suites string `envconfig:"ETL_SUITES"`
 }
 
+// stepsAtOnce is the default of CONCURRENCY. A step is a transaction; three keep two
+// CPUs busy, since one of them is reading from the store or waiting for a commit.
+const stepsAtOnce = 3
+
+// calls bounds the calls that are taken from the Broker at a time.
+const calls = 64
+
 func main() {
 	if err := run(context.Background()); err != nil {
 		fmt.Fprintln(os.Stderr, "etl-step:", err)
@@ -50,14 +57,14 @@ func run(ctx context.Context) error {
 		return fmt.Errorf("reading the environment: %w", err)
 	}
 	c.Function.Name = cmp.Or(c.Function.Name, "etl-step")
-	// A call is a transaction; three keep two CPUs busy, since one of them is
-	// reading from the store or waiting for a commit.
 	c.Function.MaxBatch = 1
-	c.Function.Concurrency = cmp.Or(c.Function.Concurrency, 3)
+	// Steps limit themselves. Calls that wait for their turn hold their event and no more.
+	atOnce := cmp.Or(c.Function.Concurrency, stepsAtOnce)
+	c.Function.Concurrency = calls
 	c.Function.HandlerTimeout = cmp.Or(c.Function.HandlerTimeout, 4*time.Minute)
-	if int(c.Warehouse.MaxConns) < 2*c.Function.Concurrency {
-		return fmt.Errorf("DATABASE_MAX_CONNS=%d: must be at least twice CONCURRENCY=%d, since a step and its note in etl.runs take one each",
-			c.Warehouse.MaxConns, c.Function.Concurrency)
+	if int(c.Warehouse.MaxConns) < 2*(atOnce+1) {
+		return fmt.Errorf("DATABASE_MAX_CONNS=%d: must be at least %d, since a step and its note in etl.runs take one each, and to the CONCURRENCY=%d one of gold comes",
+			c.Warehouse.MaxConns, 2*(atOnce+1), atOnce)
 	}
 	store, err := c.S3.Connect()
 	if err != nil {
@@ -68,7 +75,7 @@ func run(ctx context.Context) error {
 		return err
 	}
 	defer db.Close()
-	s, err := NewSteps(db, store, c.Function.Name, c.Reports, c.Suites)
+	s, err := NewSteps(db, store, c.Function.Name, c.Reports, c.Suites, atOnce)
 	if err != nil {
 		return err
 	}

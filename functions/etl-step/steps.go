@@ -33,6 +33,9 @@ type Steps struct {
 	suites   map[string]*quality.Suite
 	bucket   atomic.Bool // that of the reports is there
 	sweeper  *sweeper    // nil when there is nowhere to send to
+	// Each holds a token a step that is under way. A step of gold waits for the others in
+	// the database if it has to, but of one process's no more than one need do that.
+	turns, goldTurn chan struct{}
 }
 
 //go:embed suites.yaml
@@ -42,8 +45,9 @@ var builtinSuites []byte
 var suiteNames = []string{"bronze", "silver", "gold"}
 
 // NewSteps makes Steps that reply in the function's name, write their reports to a
-// bucket and check by the built-in suites or those of a file.
-func NewSteps(db *warehouse.DB, store *lake.Store, function, reports, suites string) (*Steps, error) {
+// bucket and check by the built-in suites or those of a file. They do so many steps at
+// a time, and one of gold besides; further calls wait.
+func NewSteps(db *warehouse.DB, store *lake.Store, function, reports, suites string, atOnce int) (*Steps, error) {
 	text := builtinSuites
 	if suites != "" {
 		var err error
@@ -51,7 +55,8 @@ func NewSteps(db *warehouse.DB, store *lake.Store, function, reports, suites str
 			return nil, fmt.Errorf("ETL_SUITES: %w", err)
 		}
 	}
-	s := &Steps{db: db, store: store, function: function, reports: reports}
+	s := &Steps{db: db, store: store, function: function, reports: reports,
+		turns: make(chan struct{}, atOnce), goldTurn: make(chan struct{}, 1)}
 	var err error
 	if s.suites, err = quality.Parse(text); err != nil {
 		return nil, err
@@ -201,6 +206,18 @@ func (s *Steps) Handle(ctx context.Context, e event.Event) (*event.Event, error)
 	}
 	if err := s.Ready(ctx); err != nil {
 		return nil, function.Unavailable(err, 2*time.Second)
+	}
+	// Gold has a turn of its own, so that those that wait for it leave the CPUs to the
+	// other steps.
+	turns := s.turns
+	if st == goldStep {
+		turns = s.goldTurn
+	}
+	select {
+	case turns <- struct{}{}:
+		defer func() { <-turns }()
+	case <-ctx.Done():
+		return nil, function.Unavailable(fmt.Errorf("waiting for other steps: %w", ctx.Err()), 2*time.Second)
 	}
 	out, err := s.do(ctx, st, o, e.ID())
 	if err != nil {

@@ -5,15 +5,14 @@ import (
 	"math/rand/v2"
 	"os"
 	"strconv"
-	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/cloudevents/sdk-go/v2/event"
 
 	"github.com/millrace-dev/millrace/shared/function"
+	"github.com/millrace-dev/millrace/shared/testkit/pgtest"
 )
 
 // BenchmarkHandle writes served features, two calls at a time as the function does,
@@ -42,10 +41,9 @@ func BenchmarkHandle(b *testing.B) {
 				b.StopTimer()
 				db, _ := open(b)
 				s := start(b, db)
-				data := query(b, db, "SHOW data_directory")[0][0]
 				batches := make(chan []event.Event)
 				var wg sync.WaitGroup
-				own, server, began := ownCPU(b), serverCPU(b, data), time.Now()
+				own, server, began := pgtest.OwnCPU(b), pgtest.ServerCPU(b), time.Now()
 				b.StartTimer()
 				for range 2 {
 					wg.Go(func() {
@@ -65,8 +63,8 @@ func BenchmarkHandle(b *testing.B) {
 				wg.Wait()
 				b.StopTimer()
 				b.ReportMetric(float64(len(events))/time.Since(began).Seconds(), "rows/s")
-				b.ReportMetric(1e6*(ownCPU(b)-own)/float64(len(events)), "cpu-us/row(store)")
-				b.ReportMetric(1e6*(serverCPU(b, data)-server)/float64(len(events)), "cpu-us/row(pg)")
+				b.ReportMetric(1e6*(pgtest.OwnCPU(b)-own)/float64(len(events)), "cpu-us/row(store)")
+				b.ReportMetric(1e6*(pgtest.ServerCPU(b)-server)/float64(len(events)), "cpu-us/row(pg)")
 				stored := query(b, db, `SELECT count(*), pg_table_size('feature_store.streaming_features') / count(*), pg_indexes_size('feature_store.streaming_features') / count(*)
 					FROM feature_store.streaming_features`)[0]
 				if stored[0] != fmt.Sprint(len(events)) {
@@ -77,37 +75,4 @@ func BenchmarkHandle(b *testing.B) {
 			}
 		})
 	}
-}
-
-func ownCPU(b *testing.B) float64 {
-	var u syscall.Rusage
-	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
-		b.Fatal(err)
-	}
-	return float64(u.Utime.Nano()+u.Stime.Nano()) / 1e9
-}
-
-// serverCPU is what the processes of the database's server have used that are alive.
-func serverCPU(b *testing.B, data string) float64 {
-	text, err := os.ReadFile(data + "/postmaster.pid")
-	if err != nil {
-		b.Log(err)
-		return 0
-	}
-	parent, _, _ := strings.Cut(string(text), "\n")
-	entries, _ := os.ReadDir("/proc")
-	ticks := 0
-	for _, e := range entries {
-		stat, err := os.ReadFile("/proc/" + e.Name() + "/stat")
-		if err != nil {
-			continue
-		}
-		_, rest, _ := strings.Cut(string(stat), ") ")
-		if f := strings.Fields(rest); len(f) > 12 && f[1] == parent {
-			user, _ := strconv.Atoi(f[11])
-			system, _ := strconv.Atoi(f[12])
-			ticks += user + system
-		}
-	}
-	return float64(ticks) / 100
 }

@@ -9,6 +9,7 @@ package quality
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"regexp"
@@ -110,7 +111,7 @@ func Parse(text []byte) (map[string]*Suite, error) {
 		Suites []*Suite `yaml:"suites"`
 	}
 	d := yaml.NewDecoder(bytes.NewReader(text), yaml.Strict())
-	if err := d.Decode(&doc); err != nil && err != io.EOF {
+	if err := d.Decode(&doc); err != nil && !errors.Is(err, io.EOF) {
 		return nil, fmt.Errorf("reading suites: %s", yaml.FormatError(err, false, true))
 	}
 	suites := make(map[string]*Suite, len(doc.Suites))

@@ -6,9 +6,9 @@ WITH merged AS (INSERT INTO silver.events AS s (record_hash, version, first_posi
     event_timestamp, event_type, product_id, user_id, user_session,
     category_id, category_code, category_l1, category_l2, category_l3, brand, price, price_tier)
 SELECT DISTINCT ON (b.record_hash) b.record_hash, b.version,
-    min(b.position) FILTER (WHERE NOT b.is_delete) OVER w,
-    max(b.position) FILTER (WHERE NOT b.is_delete) OVER w,
-    max(b.position) FILTER (WHERE b.is_delete) OVER w,
+    coalesce(d.first_position, CASE WHEN NOT b.is_delete THEN b.position END),
+    coalesce(d.last_position, CASE WHEN NOT b.is_delete THEN b.position END),
+    coalesce(d.deleted_position, CASE WHEN b.is_delete THEN b.position END),
     b.event_time, b.event_type, b.product_id, b.user_id, b.user_session,
     b.category_id, b.category_code,
     nullif(split_part(b.category_code, '.', 1), ''), nullif(split_part(b.category_code, '.', 2), ''), nullif(split_part(b.category_code, '.', 3), ''),
@@ -19,7 +19,17 @@ FROM (
     FROM bronze.events r, LATERAL (SELECT (r.kafka_partition::bigint << 44) + r.kafka_offset AS position) p
     WHERE r.load_id = ANY ($1::bigint[]) AND r.record_hash IS NOT NULL
 ) b
-WINDOW w AS (PARTITION BY b.record_hash)
+-- Few events have several records in the loads: a window over all rows would cost as
+-- much as writing them does.
+LEFT JOIN (
+    SELECT r.record_hash,
+        min(p.position) FILTER (WHERE r.op IS DISTINCT FROM 'd') AS first_position,
+        max(p.position) FILTER (WHERE r.op IS DISTINCT FROM 'd') AS last_position,
+        max(p.position) FILTER (WHERE r.op = 'd') AS deleted_position
+    FROM bronze.events r, LATERAL (SELECT (r.kafka_partition::bigint << 44) + r.kafka_offset AS position) p
+    WHERE r.load_id = ANY ($1::bigint[]) AND r.record_hash IS NOT NULL
+    GROUP BY r.record_hash HAVING count(*) > 1
+) d USING (record_hash)
 ORDER BY b.record_hash, b.version DESC, b.checksum
 ON CONFLICT (record_hash) DO UPDATE SET
     first_position = least(s.first_position, excluded.first_position),
