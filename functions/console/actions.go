@@ -22,7 +22,6 @@ const (
 func (c *console) actions() map[string]view {
 	return map[string]view{
 		"deadletters/{key}/replay": c.replay,
-		"models/promote":           c.train("/promote"),
 		"models/rollback":          c.train("/rollback"),
 		"models/train":             c.train("/train"),
 	}

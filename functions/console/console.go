@@ -71,8 +71,9 @@ const root = "/console/"
 //	POST /console/api/...           what a button asks for, see actions.go
 //
 // An error is {"error":{"source":...,"message":...}} with a status that says whose
-// fault it is: 404 what was asked for is not there, 501 the source was not
-// configured, 503 it does not answer.
+// fault it is, 503 where a source does not answer. What is not there by intent, a source
+// that was not configured or tables that nothing has made yet, is no error but an answer
+// of 200, {"absent":{"source":...,"message":...}}.
 func (c *console) routes(mux *http.ServeMux) {
 	files, err := fs.Sub(web, "web")
 	if err != nil {
@@ -129,10 +130,19 @@ type failure struct {
 func (f *failure) Error() string { return f.err.Error() }
 func (f *failure) Unwrap() error { return f.err }
 
-// unset says that a source was not configured, by which variable it would be.
-func unset(source, variable string) error {
-	return &failure{http.StatusNotImplemented, source, fmt.Errorf("%s is not set", variable)}
+// absent says that something is not there, and that this is as it should be.
+func absent(source, format string, args ...any) error {
+	return &failure{http.StatusOK, source, fmt.Errorf(format, args...)}
 }
+
+// isAbsent tells such an error from others.
+func isAbsent(err error) bool {
+	f, ok := errors.AsType[*failure](err)
+	return ok && f.status == http.StatusOK
+}
+
+// unset says that a source was not configured, by which variable it would be.
+func unset(source, variable string) error { return absent(source, "%s is not set", variable) }
 
 func away(source string, err error) error {
 	return &failure{http.StatusServiceUnavailable, source, err}
@@ -145,7 +155,11 @@ func fail(w http.ResponseWriter, err error) {
 	}
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(f.status)
-	_ = json.NewEncoder(w).Encode(map[string]any{"error": map[string]string{"source": f.source, "message": f.Error()}})
+	kind := "error"
+	if f.status == http.StatusOK {
+		kind = "absent"
+	}
+	_ = json.NewEncoder(w).Encode(map[string]any{kind: map[string]string{"source": f.source, "message": f.Error()}})
 }
 
 // secure lets the page load nothing from anywhere else.

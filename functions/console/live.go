@@ -74,7 +74,7 @@ func (c *console) live(ctx context.Context, _ *http.Request) (any, error) {
 	case c.prometheus != "":
 		return c.scraped(ctx)
 	}
-	return nil, unset("live", "neither STATUS_URL nor PROMETHEUS_URL")
+	return nil, absent("live", "neither STATUS_URL nor PROMETHEUS_URL is set")
 }
 
 func (c *console) runner(ctx context.Context) (live, error) {
@@ -132,7 +132,7 @@ func (c *console) verdicts(ctx context.Context) ([]verdict, error) {
 	var list []verdict
 	if c.status == "" {
 		if c.prometheus == "" {
-			return nil, unset("live", "neither STATUS_URL nor PROMETHEUS_URL")
+			return nil, absent("live", "neither STATUS_URL nor PROMETHEUS_URL is set")
 		}
 		samples, err := c.query(ctx, `sum by (contract, verdict, error_type) (validate_verdicts_total)`)
 		for _, s := range samples {

@@ -64,7 +64,7 @@ func (c *console) failed(err error) error {
 		const undefinedTable, undefinedSchema = "42P01", "3F000"
 		if pg.Code == undefinedTable || pg.Code == undefinedSchema {
 			c.watch.well(warehouseSource)
-			return &failure{http.StatusNotFound, warehouseSource, errors.New("no function has made its tables yet")}
+			return absent(warehouseSource, "no function has made its tables yet")
 		}
 	}
 	return c.watch.failed(warehouseSource, away(warehouseSource, plain(err)))

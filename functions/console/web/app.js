@@ -30,7 +30,7 @@ async function show() {
         if (err.name === "AbortError") return;
         if (err.status === undefined) throw err;
         // What was shown stays, with the news that it is old.
-        if (!drawn || err.status === 501 || err.status === 404) redraw(el("h1", {}, view.name), explain(err));
+        if (!drawn || err.status === 200) redraw(el("h1", {}, view.name), explain(err));
         drawn = true;
       }
       await health(mine.signal);
@@ -49,8 +49,7 @@ function redraw(...children) {
 }
 
 function explain(err) {
-  if (err.status === 501) return el("p", { class: "quiet" }, `Not here: ${err.message}.`);
-  if (err.status === 404) return el("p", { class: "quiet" }, `Nothing yet: ${err.message}.`);
+  if (err.status === 200) return el("p", { class: "quiet" }, `Nothing here: ${err.message} (${err.source}).`);
   return el("p", { class: "bad" }, `${err.source}: ${err.message}.`);
 }
 
@@ -63,6 +62,8 @@ async function health(signal) {
       .map(([name, h]) => `${name} has not answered for ${ago(h.since)}: ${h.error}.`);
     try {
       const live = await ask("live", signal);
+      // MLflow is made ready behind the rest, which the live view tells.
+      if (live.learning?.state && !live.learning.registry) lines = lines.filter((l) => !l.startsWith("MLflow "));
       state.textContent = live.raw ? `${live.state} · ${rate(live.raw.perSecond)} raw · ${percent(live.invalidShare)} invalid` : live.from;
       for (const p of live.processes ?? []) {
         if (!["ready", "running", "disabled"].includes(p.state)) lines.push(`${p.name} is ${p.state}${p.since ? ` for ${ago(p.since)}` : ""}${p.error ? `: ${p.error}` : ""}.`);

@@ -77,7 +77,8 @@ export const pill = (text, kind) => el("span", { class: `pill ${kind ?? ""}` }, 
 const severities = { critical: "bad", high: "bad", medium: "warn", low: "", CRITICAL: "bad", HIGH: "bad", MEDIUM: "warn", LOW: "" };
 export const severity = (text) => pill(text, severities[text]);
 
-// ServerError is an answer that is none.
+// ServerError is an answer that is none. Its status is 200 where what was asked for is
+// not there, and is not meant to be, and 0 where nobody answered.
 export class ServerError extends Error {
   constructor(status, source, message) {
     super(message);
@@ -114,6 +115,7 @@ function unreachable(err) {
 
 async function answer(response) {
   const body = await response.json().catch(() => null);
+  if (response.ok && body?.absent) throw new ServerError(200, body.absent.source, body.absent.message);
   if (response.ok) return body;
   throw new ServerError(response.status, body?.error?.source ?? "console", body?.error?.message ?? `it answered ${response.status}`);
 }

@@ -1,7 +1,7 @@
 // The event graph in layers from left to right: who emits stands before who takes.
 import { svg, rate, count } from "./dom.js";
 
-const WIDTH = 168, HEIGHT = 40, GAP_X = 70, GAP_Y = 12;
+const WIDTH = 184, HEIGHT = 40, GAP_X = 70, GAP_Y = 12;
 
 // layers gives each node its column: the longest way to it that no event takes twice.
 function layers(nodes, edges) {
@@ -83,7 +83,7 @@ export function drawGraph(graph, flow, node) {
   for (const n of graph.nodes) {
     const { x, y } = xy.get(n.key);
     const is = node(n) ?? {};
-    const name = n.name.length > 25 ? `…${n.name.slice(-24)}` : n.name;
+    const name = n.name.length > 24 ? `…${n.name.slice(-23)}` : n.name;
     s.append(svg("g", { class: `node ${n.kind}${is.ill ? " ill" : ""}`, transform: `translate(${x} ${y})` },
       svg("rect", { width: WIDTH, height: HEIGHT, rx: n.kind === "Service" ? 8 : 2 }),
       svg("text", { x: 10, y: 17 }, name),

@@ -115,8 +115,8 @@ const predictions = {
         { head: "for", cell: (p) => el("a", { href: `#/story?q=${encodeURIComponent(p.entity)}` }, p.entity) },
         { head: "predicted", class: "n", cell: (p) => number(p.prediction) },
         { head: "actual", class: "n", cell: (p) => number(p.actual) },
-        { head: "error", class: "n", cell: (p) => (p.error_percent === null || p.error_percent === undefined ? "" : `${number(p.error_percent)} %`) },
-        { head: "confidence", class: "n", cell: (p) => percent(p.confidence) },
+        { head: "error", class: "n", cell: (p) => (p.prediction_error_percent === null ? "" : `${number(p.prediction_error_percent)} %`) },
+        { head: "confidence", class: "n", cell: (p) => percent(p.confidence_score) },
       ], rows, "Nothing was predicted yet."),
     ];
   },
@@ -210,7 +210,7 @@ const models = {
           { head: "", cell: (v) => Object.entries(m.aliases ?? {}).filter(([, at]) => at === v.version).map(([alias]) => pill(alias, "good")) },
           { head: "made", class: "t", cell: (v) => when(v.createdAt) },
           { head: "measured", class: "wide", cell: metrics },
-          { head: "", cell: (v) => (m.aliases?.current === v.version ? "" : el("button", { disabled: !health.changes, onclick: act("models/promote", `Promote version ${v.version}?`, `${m.name} will be served in this version, past the gate.`, { model: m.name, version: v.version }) }, "Promote")) },
+          { head: "", cell: (v) => (m.aliases?.current === v.version ? "" : el("button", { disabled: !health.changes || !m.aliases?.current, onclick: act("models/rollback", `Serve version ${v.version}?`, `${m.name} is served in version ${m.aliases?.current} now. Version ${v.version} will take its place, past the gate.`, { model: m.name, from: m.aliases?.current, to: v.version }) }, "Serve this")) },
         ], m.versions.slice(0, 12), "No version yet."),
       ]).flat(),
       list?.length ? "" : el("p", { class: "quiet" }, "No model is registered yet. What serves until then is the starter model."),
@@ -286,6 +286,12 @@ const deadletters = {
   },
 };
 
+// brief is what one reads first of a hop.
+function brief(data) {
+  const said = ["event", "event_type", "product_id", "price", "activity_count", "object", "severity", "summary", "model", "model_version", "prediction", "actual_value", "cpu_usage_percent"];
+  return said.filter((k) => data?.[k] !== undefined && data[k] !== null).map((k) => (k.startsWith("event") ? data[k] : `${k.replaceAll("_", " ")} ${typeof data[k] === "number" && !k.endsWith("id") ? number(data[k]) : data[k]}`)).join(", ");
+}
+
 const story = {
   path: "story", name: "Story", every: 10000,
   load: (parameters, signal) => (parameters.get("q") ? ask(`story?${new URLSearchParams({ q: parameters.get("q") })}`, signal) : Promise.resolve({})),
@@ -296,7 +302,7 @@ const story = {
       !asked ? el("p", { class: "quiet" }, "What did one event become? Name it, its session or its server.")
         : !hops.length ? el("p", { class: "quiet" }, `Nothing is stored about ${asked}. An invalid event is in its topic and in the lake only; one that was not delivered is among the dead letters.`)
           : el("ol", { class: "story" }, hops.map((h, i) => el("li", {},
-            el("strong", {}, h.what), " ", when(h.at), " ", el("span", { class: "quiet" }, i ? `+${number((new Date(h.at) - new Date(hops[0].at)) / 1000)} s` : ""),
+            el("strong", {}, h.what), " ", brief(h.data), " ", when(h.at), " ", el("span", { class: "quiet" }, i ? `+${number((new Date(h.at) - new Date(hops[0].at)) / 1000)} s` : ""),
             el("details", {}, el("summary", {}, "all of it"), el("pre", {}, JSON.stringify(h.data, null, 1)))))),
     ];
   },
