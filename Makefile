@@ -154,6 +154,7 @@ bench-predict: ## predict against XGBoost behind FastAPI, side by side (BENCH_SE
 	    $(FASTAPI)/bin/pip install -q -r functions/predict/testdata/requirements.txt; }; \
 	  then TEST_FASTAPI=$(CURDIR)/$(FASTAPI)/bin/python go test -count=1 -v -run '^TestAgainstFastAPI$$' ./functions/predict; \
 	  else echo "skipped: FastAPI and XGBoost cannot be installed here (python3 with venv, and their packages)"; fi
+	BENCH_PREDICT=1 go test -count=1 -v -run '^TestLookupLatency$$' ./functions/predict
 	go test -run '^$$' -bench 'BenchmarkHTTP|BenchmarkPredict' -benchmem ./functions/predict ./shared/model
 
 .PHONY: image-sizes

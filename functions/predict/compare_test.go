@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -19,7 +20,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/millrace-dev/millrace/shared/features"
 	"github.com/millrace-dev/millrace/shared/model"
+	"github.com/millrace-dev/millrace/shared/online"
+	"github.com/millrace-dev/millrace/shared/testkit/redistest"
 )
 
 // TestAgainstFastAPI measures predict and XGBoost behind FastAPI side by side, with
@@ -33,17 +37,9 @@ func TestAgainstFastAPI(t *testing.T) {
 	if python == "" {
 		t.Skip("TEST_FASTAPI is not set: no Python with FastAPI and XGBoost (make bench-predict installs them)")
 	}
-	seconds, err := strconv.Atoi(cmp.Or(os.Getenv("BENCH_SECONDS"), "5"))
-	if err != nil {
-		t.Fatal(err)
-	}
 	files := hundredTrees(t)
 	dir, uri := folder(t, files)
-	binary := filepath.Join(t.TempDir(), "predict")
-	if out, err := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-ldflags=-s -w", "-o", binary, ".").CombinedOutput(); err != nil {
-		t.Fatalf("building predict: %v\n%s", err, out)
-	}
-	ours := launch(t, "predict", binary, nil, func(port string) []string {
+	ours := launch(t, "predict", buildPredict(t), nil, func(port string) []string {
 		return []string{"PORT=" + port, "LISTEN_HOST=127.0.0.1", "MODEL_URI=" + uri, "LOG_LEVEL=error"}
 	})
 	theirs := launch(t, "FastAPI", python, []string{"testdata/fastapi_server.py", filepath.Join(dir, model.XGBoostFile)},
@@ -54,17 +50,18 @@ func TestAgainstFastAPI(t *testing.T) {
 		if a, b := ours.predictions(t, body), theirs.predictions(t, body); !near(a, b) {
 			t.Fatalf("predict gives %v, FastAPI %v", a, b)
 		}
-		duration := time.Duration(seconds) * time.Second
+		duration := benchDuration(t)
+		infer := request{"/v2/models/hundred/infer", []string{body}}
 		var line []string
 		var perCPU [2]float64
 		for i, s := range []*process{theirs, ours} {
-			s.load(body, 8, 0, duration/5) // warm
-			full := s.load(body, 8, 0, duration)
+			s.load(infer, 8, 0, duration/5) // warm
+			full := s.load(infer, 8, 0, duration)
 			perCPU[i] = float64(full.requests*rows) / full.cpu.Seconds()
 			line = append(line, fmt.Sprintf("%s: %.0f requests/s, %.0f predictions/CPU-s, p50 %.2f ms, p99 %.2f ms",
 				s.name, full.rate(), perCPU[i], full.at(0.5), full.at(0.99)))
 			if s == theirs {
-				same := ours.load(body, 8, full.rate(), duration)
+				same := ours.load(infer, 8, full.rate(), duration)
 				line = append(line, fmt.Sprintf("predict at that rate: %.0f requests/s, p50 %.2f ms, p99 %.2f ms (FastAPI's p99 over it: %.1f)",
 					same.rate(), same.at(0.5), same.at(0.99), full.at(0.99)/same.at(0.99)))
 			}
@@ -74,6 +71,84 @@ func TestAgainstFastAPI(t *testing.T) {
 		}
 		t.Logf("%d rows a request\n%s\npredictions a CPU-second: %.1f times FastAPI's", rows, strings.Join(line, "\n"), perCPU[1]/perCPU[0])
 	}
+}
+
+// TestLookupLatency measures POST /predict with the starter model and features from
+// Redis, for 1, 10 and 100 items a request: latencies at a rate, and predictions a
+// second of CPU time. It asserts only that all are answered.
+func TestLookupLatency(t *testing.T) {
+	if os.Getenv("BENCH_PREDICT") == "" {
+		t.Skip("BENCH_PREDICT is not set: make bench-predict sets it")
+	}
+	redis := redistest.Start(t)
+	store, err := online.Config{URL: redis.URL, PoolSize: 4, Timeout: 10 * time.Second, FeatureTTL: time.Hour, SessionTTL: time.Hour}.Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = store.Close() })
+	const entities = 2000
+	known := make([]online.Pushed, entities)
+	for user := range known {
+		var v features.Vector
+		v[features.Brand], v[features.Price], v[features.ActivityCount] = features.OfString("xiaomi"), features.OfFloat(float64(10+user)), features.OfInt(3)
+		known[user] = online.Pushed{Key: online.UserProduct(int64(user), 1), EventTime: time.Now(), Features: v}
+	}
+	if n, err := store.Push(t.Context(), known); err != nil || n != entities {
+		t.Fatal(n, err)
+	}
+	starter, err := filepath.Abs("kodata/purchase")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := launch(t, "predict", buildPredict(t), nil, func(port string) []string {
+		return []string{"PORT=" + port, "LISTEN_HOST=127.0.0.1", "MODEL_URI=file://" + starter, "REDIS_URL=" + redis.URL, "LOG_LEVEL=error"}
+	})
+	for _, c := range []struct {
+		items int
+		rate  float64
+	}{{1, 2000}, {10, 1000}, {100, 200}} {
+		bodies := make([]string, 200)
+		for i := range bodies {
+			items := make([]string, c.items)
+			for j := range items {
+				items[j] = fmt.Sprintf(`{"user_id":%d,"product_id":1,"user_session":"040d0e0b-0a40-4d40-bdc9-c9252e877d9c"}`, rand.IntN(entities))
+			}
+			bodies[i] = "[" + strings.Join(items, ",") + "]"
+		}
+		at := request{path: "/predict", bodies: bodies}
+		s.load(at, 8, c.rate, time.Second) // warm
+		m := s.load(at, 8, c.rate, benchDuration(t))
+		if m.failed > 0 {
+			t.Errorf("%d requests failed", m.failed)
+		}
+		t.Logf("%d items with lookups, %.0f of %.0f requests/s: p50 %.2f ms, p99 %.2f ms, %.0f predictions/CPU-s",
+			c.items, m.rate(), c.rate, m.at(0.5), m.at(0.99), float64(m.requests*c.items)/m.cpu.Seconds())
+	}
+}
+
+// benchDuration is how long a measurement takes.
+func benchDuration(t *testing.T) time.Duration {
+	t.Helper()
+	seconds, err := strconv.Atoi(cmp.Or(os.Getenv("BENCH_SECONDS"), "5"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return time.Duration(seconds) * time.Second
+}
+
+func buildPredict(t *testing.T) string {
+	t.Helper()
+	binary := filepath.Join(t.TempDir(), "predict")
+	if out, err := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-ldflags=-s -w", "-o", binary, ".").CombinedOutput(); err != nil {
+		t.Fatalf("building predict: %v\n%s", err, out)
+	}
+	return binary
+}
+
+// request is what is sent over and over, one body after the other.
+type request struct {
+	path   string
+	bodies []string
 }
 
 // process is a server that is measured.
@@ -174,7 +249,7 @@ func (m *measured) at(q float64) float64 {
 // load sends requests over some connections for a while: as fast as they are answered,
 // or at a rate. At a rate, latency counts from when a request was due, so that a
 // server that falls behind cannot hide it.
-func (p *process) load(body string, connections int, rate float64, duration time.Duration) measured {
+func (p *process) load(what request, connections int, rate float64, duration time.Duration) measured {
 	transport := &http.Transport{MaxIdleConnsPerHost: connections}
 	defer transport.CloseIdleConnections()
 	client := &http.Client{Transport: transport}
@@ -195,7 +270,7 @@ func (p *process) load(body string, connections int, rate float64, duration time
 				if due.Sub(start) > duration {
 					break
 				}
-				if p.infer(client, body) {
+				if p.ask(client, what.path, what.bodies[(n*connections+w)%len(what.bodies)]) {
 					own = append(own, time.Since(due))
 				} else {
 					failed++
@@ -213,8 +288,8 @@ func (p *process) load(body string, connections int, rate float64, duration time
 	return m
 }
 
-func (p *process) infer(client *http.Client, body string) bool {
-	r, err := http.NewRequestWithContext(context.Background(), http.MethodPost, p.url+"/v2/models/hundred/infer", strings.NewReader(body))
+func (p *process) ask(client *http.Client, path, body string) bool {
+	r, err := http.NewRequestWithContext(context.Background(), http.MethodPost, p.url+path, strings.NewReader(body))
 	if err != nil {
 		return false
 	}
