@@ -130,6 +130,7 @@ func dump(t *testing.T) {
 		{"logs", "-l", "app.kubernetes.io/name=validate", "-c", "validate", "--tail=40", "--prefix"},
 		{"logs", "-l", "app.kubernetes.io/name=deadletter", "-c", "deadletter", "--tail=40", "--prefix"},
 		{"logs", "-l", "app.kubernetes.io/name=lake", "-c", "lake", "--tail=40", "--prefix"},
+		{"logs", "-l", "app.kubernetes.io/name=predict", "-c", "predict", "--tail=40", "--prefix"},
 		{"logs", "-l", "app.kubernetes.io/name=relay", "--tail=40", "--prefix"},
 		{"logs", "-l", "app.kubernetes.io/name=kafka", "--tail=20", "--prefix"},
 	} {
