@@ -30,15 +30,29 @@ CREATE TABLE alerts.alerts (
     raised_at       timestamptz NOT NULL DEFAULT now(),
     updated_at      timestamptz NOT NULL DEFAULT now(),
     resolved_at     timestamptz,
-    -- Events of a time up to this belong to what was resolved, however late they come.
-    settled_until   timestamptz,
+    -- The type of the event that resolved it, or 'quiet'.
     resolution      text
 );
 CREATE UNIQUE INDEX alerts_open ON alerts.alerts (rule, group_key) WHERE state = 'open';
 CREATE INDEX alerts_opened_by ON alerts.alerts (opened_id);
-CREATE INDEX alerts_of_group ON alerts.alerts (rule, group_key, settled_until DESC) WHERE state = 'resolved';
+CREATE INDEX alerts_of_group ON alerts.alerts (rule, group_key, alert_id DESC);
 CREATE INDEX alerts_raised ON alerts.alerts (raised_at DESC);
 CREATE INDEX alerts_of_rule ON alerts.alerts (rule, raised_at DESC);
+
+-- Of rules that events resolve: what a group consists of, as the several anomalies of a
+-- server, each with the latest times at which events said that it began and ended. A
+-- group has an open alert while one of its members began after it ended; in which order
+-- the events come does not matter.
+CREATE TABLE alerts.members (
+    rule            text NOT NULL,
+    group_key       text NOT NULL,
+    member          text NOT NULL,
+    began_at        timestamptz NOT NULL DEFAULT '-infinity',
+    ended_at        timestamptz NOT NULL DEFAULT '-infinity',
+    updated_at      timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (rule, group_key, member)
+);
+CREATE INDEX members_updated ON alerts.members USING brin (updated_at);
 
 -- Events that rules remember, so that each counts once.
 CREATE TABLE alerts.seen (
@@ -62,7 +76,7 @@ CREATE TABLE alerts.deliveries (
     due_at          timestamptz NOT NULL DEFAULT now(),
     -- Whoever claims a delivery has it until then, alone.
     leased_until    timestamptz,
-    lease           uuid,
+    lease           text,
     sent_at         timestamptz,
     -- Given up at, after too many attempts.
     failed_at       timestamptz,
