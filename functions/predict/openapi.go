@@ -9,9 +9,17 @@ import (
 //go:embed openapi.json
 var openAPI []byte
 
-// serveOpenAPI serves the description of the HTTP interface.
-func serveOpenAPI(w http.ResponseWriter, _ *http.Request) {
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("Content-Length", strconv.Itoa(len(openAPI)))
-	_, _ = w.Write(openAPI) // a client that is gone needs no answer
+//go:embed docs.html
+var docs []byte
+
+// static serves the description of the HTTP interface, or the page to try it.
+func static(contentType string, body []byte) http.HandlerFunc {
+	return func(w http.ResponseWriter, _ *http.Request) {
+		h := w.Header()
+		h.Set("Content-Type", contentType)
+		h.Set("Content-Length", strconv.Itoa(len(body)))
+		h.Set("X-Content-Type-Options", "nosniff")
+		h.Set("Content-Security-Policy", "default-src 'self'; style-src 'unsafe-inline'; script-src 'unsafe-inline'")
+		_, _ = w.Write(body) // a client that is gone needs no answer
+	}
 }

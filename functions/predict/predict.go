@@ -226,7 +226,8 @@ func (p *predictor) routes(mux *http.ServeMux) {
 	}
 	add("POST /predict", "predict", p.postPredict)
 	add("GET /models", "models", p.getModels)
-	mux.HandleFunc("GET /openapi.json", serveOpenAPI)
+	mux.HandleFunc("GET /openapi.json", static("application/json", openAPI))
+	mux.HandleFunc("GET /docs", static("text/html; charset=utf-8", docs))
 
 	for _, model := range []string{"/v2/models/{model}", "/v2/models/{model}/versions/{version}"} {
 		add("GET "+model, "v2", p.v2Model)

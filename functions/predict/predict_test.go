@@ -686,6 +686,9 @@ func TestOpenAPIDescribesEveryRoute(t *testing.T) {
 	if err := json.Unmarshal([]byte(body), &doc); err != nil || doc.OpenAPI != "3.1.0" {
 		t.Fatal(doc.OpenAPI, err)
 	}
+	if status, page := do(t, "GET", s.url+"/docs", ""); status != http.StatusOK || !strings.Contains(page, "/predict") {
+		t.Errorf("/docs: %d %.100s", status, page)
+	}
 	replace := strings.NewReplacer("{model}", "purchase_prediction_model", "{version}", "7")
 	for path, methods := range doc.Paths {
 		for method := range maps.Keys(methods) {
