@@ -9,7 +9,7 @@ BIN     := .local/bin
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS := -s -w -X github.com/millrace-dev/millrace/shared/telemetry.Version=$(VERSION)
 # Modules of their own, so that their dependencies stay out of the functions.
-NESTED  := infra/local infra/lint
+NESTED  := infra/local infra/lint infra/browser
 
 ##@ Use it
 
@@ -114,6 +114,10 @@ test-training: build ## The trainer's tests, on one thread; skipped where its Py
 .PHONY: test-debezium
 test-debezium: ## The embedded change data capture against a real Debezium; needs Java 17, Maven and PostgreSQL
 	cd infra/local && TEST_DEBEZIUM=1 go test -run '^TestDebezium$$' -count=1 -timeout 15m -v ./internal/cdc
+
+.PHONY: test-console
+test-console: build ## The console in a real Chromium, in front of the platform (PICTURES=folder keeps what it saw)
+	cd infra/browser && TEST_PROGRAMS=$(CURDIR)/$(BIN) PICTURES=$(PICTURES) go test -count=1 -timeout 15m -v ./...
 
 .PHONY: chaos
 chaos: build ## Ten rounds of kill -9 under load (CHAOS_ROUNDS, CHAOS_SEED)
