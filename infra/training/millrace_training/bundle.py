@@ -6,7 +6,7 @@ written here is held against it by a test.
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,14 @@ import numpy as np
 import xgboost as xgb
 from numpy.typing import NDArray
 
+from millrace_training import models
 from millrace_training.data import Numbers, Table
 from millrace_training.encoding import Column, Encoder, Matrix
 from millrace_training.evaluation import Metric
-from millrace_training.search import predict
+from millrace_training.models import Model
 from millrace_training.windows import Window
 
 MANIFEST = "bundle.json"
-MODEL = "model.json"
 FEATURES = "features.json"
 BASELINE = "baseline.json"
 METRICS = "metrics.json"
@@ -30,6 +30,7 @@ EXAMPLES = "examples.json"
 
 _EXAMPLES = 50
 _BINS = 20
+_SAMPLE = 2000  # values of a column
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,13 @@ class Contents:
     created_at: datetime
     start: datetime  # of the rows that model and parameters were chosen from
     end: datetime
-    booster: xgb.Booster
+    model: Model
     encoder: Encoder
     seen: Table  # those rows
     metrics: dict[str, Metric]
     test: Window
+    seed: int = 1  # of the samples of the columns
+    baseline: dict[str, Any] = field(default_factory=dict)  # what baseline.json has besides
 
 
 def write(folder: Path, c: Contents) -> str:
@@ -56,13 +59,14 @@ def write(folder: Path, c: Contents) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     matrix = c.encoder.matrix(c.seen)
     files = {
-        MODEL: bytes(c.booster.save_raw("json")),
-        FEATURES: _json(_features(c.encoder)),
-        BASELINE: _json(_baseline(c.encoder, c.seen, predict(c.booster, matrix))),
+        c.model.file: c.model.data(),
+        FEATURES: _json(_features(c.encoder, c.model.transform)),
+        BASELINE: _json(_baseline(c, matrix) | c.baseline),
         METRICS: _json({name: m.json() for name, m in sorted(c.metrics.items())}),
         EXAMPLES: _json(_examples(c)),
     }
-    (folder / MANIFEST).unlink(missing_ok=True)
+    for name in (MANIFEST, models.XGBOOST_FILE, models.LIGHTGBM_FILE):
+        (folder / name).unlink(missing_ok=True)
     for name, data in files.items():
         (folder / name).write_bytes(data)
     manifest: dict[str, Any] = {"format": 1, "name": c.name}
@@ -86,23 +90,25 @@ def _json(value: Any) -> bytes:  # noqa: ANN401
     return (json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n").encode()
 
 
-def _features(encoder: Encoder) -> dict[str, Any]:
+def _features(encoder: Encoder, transform: dict[str, Any] | None) -> dict[str, Any]:
     columns = []
     for c in encoder.columns:
         column: dict[str, Any] = {"name": c.name, "type": c.type}
         if c.values is not None:
             column["values"] = list(c.values)
         columns.append(column)
-    return {"format": 1, "target": encoder.target, "features": columns}
+    out: dict[str, Any] = {"format": 1, "target": encoder.target, "features": columns}
+    return out | ({"transform": transform} if transform else {})
 
 
-def _baseline(encoder: Encoder, seen: Table, score: NDArray[np.float64]) -> dict[str, Any]:
-    matrix = encoder.matrix(seen)
+def _baseline(contents: Contents, matrix: Matrix) -> dict[str, Any]:
+    encoder, seen = contents.encoder, contents.seen
+    rng = np.random.default_rng(contents.seed)
     distributions = []
     for i, c in enumerate(encoder.columns):
         column = seen.columns[c.name]
         if isinstance(column, Numbers):
-            distributions.append({"name": c.name, **_histogram(column.values)})
+            distributions.append({"name": c.name, **_histogram(column.values, rng)})
             continue
         assert c.values is not None  # noqa: S101 a category has them
         missing = column.ids < 0
@@ -117,21 +123,27 @@ def _baseline(encoder: Encoder, seen: Table, score: NDArray[np.float64]) -> dict
         "format": 1,
         "rows": len(seen),
         "features": distributions,
-        "score": {"name": encoder.target, **_histogram(score)},
+        "score": {"name": encoder.target, **_histogram(contents.model.predict(matrix), rng)},
     }
 
 
-def _histogram(values: NDArray[np.float64]) -> dict[str, Any]:
-    """Count values by intervals of about as many rows; an edge belongs to the lower one."""
+def _histogram(values: NDArray[np.float64], rng: np.random.Generator) -> dict[str, Any]:
+    """Count values by intervals of about as many rows, an edge belongs to the lower one; and draw a sample."""
     known = values[~np.isnan(values)]
     edges = np.unique(np.quantile(known, np.linspace(0, 1, _BINS + 1)[1:-1], method="lower"))
     counts = np.bincount(np.searchsorted(edges, known, side="left"), minlength=len(edges) + 1)
-    return {"edges": edges.tolist(), "counts": counts.tolist(), "missing": int(len(values) - len(known))}
+    sample = known if len(known) <= _SAMPLE else rng.choice(known, _SAMPLE, replace=False)
+    return {
+        "edges": edges.tolist(),
+        "counts": counts.tolist(),
+        "missing": int(len(values) - len(known)),
+        "sample": np.sort(sample).tolist(),
+    }
 
 
 def _examples(c: Contents) -> dict[str, Any]:
     rows = c.test.rows
-    scores = predict(c.booster, c.encoder.matrix(rows))
+    scores = c.model.predict(c.encoder.matrix(rows))
     # Some of each score, from the lowest to the highest.
     order = np.argsort(scores, kind="stable")
     chosen = np.unique(order[np.linspace(0, len(order) - 1, _EXAMPLES).round().astype(np.int64)])
@@ -157,18 +169,17 @@ class Champion:
     version: str
     digest: str
     end: datetime  # of the rows that it was trained on
-    booster: xgb.Booster
+    model: Model
     encoder: Encoder
 
     def predict(self, table: Table) -> NDArray[np.float64]:
-        """Give its probabilities of rows.
+        """Give its predictions of rows.
 
         Raises:
             BundleError: it wants other features than the rows have.
         """
         try:
-            matrix: Matrix = self.encoder.matrix(table)
-            return predict(self.booster, matrix)
+            return self.model.predict(self.encoder.matrix(table))
         except ValueError as e:
             raise BundleError(str(e)) from e
 
@@ -189,17 +200,17 @@ def read(folder: Path) -> Champion:
             files[name] = (folder / name).read_bytes()
             if hashlib.sha256(files[name]).hexdigest() != want["sha256"]:
                 raise BundleError(f"{name} is not what {MANIFEST} says")
-        if MODEL not in files:
-            raise BundleError(f"it has no {MODEL}, only {', '.join(files)}")
+        file = next((f for f in (models.XGBOOST_FILE, models.LIGHTGBM_FILE) if f in files), None)
+        if file is None:
+            raise BundleError(f"it has no model, only {', '.join(files)}")
         raw = json.loads(files[FEATURES])
         columns = tuple(
             Column(f["name"], f["type"], tuple(f["values"]) if "values" in f else None) for f in raw["features"]
         )
-        booster = xgb.Booster()
-        booster.load_model(bytearray(files[MODEL]))
+        model = models.read(file, files[file], raw.get("transform"))
         digest = hashlib.sha256(data).hexdigest()
         end = datetime.fromisoformat(manifest["training"]["to"])
-        return Champion(manifest.get("version", digest[:12]), digest, end, booster, Encoder(raw["target"], columns))
+        return Champion(manifest.get("version", digest[:12]), digest, end, model, Encoder(raw["target"], columns))
     except BundleError:
         raise
     except (OSError, KeyError, TypeError, ValueError, xgb.core.XGBoostError) as e:

@@ -13,21 +13,24 @@ from typing import Any
 from millrace_training import events, interruption
 from millrace_training.failure import TrainingError
 from millrace_training.request import Request, kind, parse, parse_time
-from millrace_training.spec import purchase
+from millrace_training.spec import named
 
 log = logging.getLogger("millrace_training")
 
-_ABOUT = """Train a model on the warehouse's training set, and register one version of it.
+_ABOUT = """Train a model on what the database has stored, and register one version of it.
 
 What is wanted is read from a CloudEvent of type dev.millrace.training.requested.v1, in
 JSON: --event, or the file or folder that K_EVENT_PATH names; flags overrule it.
 
 environment:
-  DATABASE_URL         the warehouse
+  DATABASE_URL         the database
   MLFLOW_TRACKING_URI  the registry; without it nothing is registered
   K_SINK               where dev.millrace.training.completed.v1 or .failed.v1 is posted;
                        without it it is printed
   TRAINING_THREADS     of XGBoost, 1 by default; another number may give another model
+  TRAINING_BACKEND     what --backend is when it is not given
+  RAY_ADDRESS, TRAINING_WORKERS, TRAINING_STORAGE
+                       see millrace_training.distributed
 
 exit status: 0 a model was made, 1 there is none, and the failure was told, 2 the end of
 the run could not be told.
@@ -44,6 +47,10 @@ def _parser() -> argparse.ArgumentParser:
         "--bundle-version", default="", help="the version that the bundle says it is, where no registry does"
     )
     p.add_argument("--created-at", type=parse_time, help="the time that the bundle says it was made")
+    p.add_argument(
+        "--backend", choices=("local", "ray"), default=os.environ.get("TRAINING_BACKEND", "local"),
+        help="one process, or a Ray cluster (local)",
+    )  # fmt: skip
     for f in dataclasses.fields(Request):
         want = kind(f)
         default = "" if f.default is None or f.default == "" else f" ({f.default})"
@@ -61,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
     interruption.watch()
     now = datetime.now(UTC).isoformat()
     asked = events.Event(str(uuid.uuid4()), "/millrace/training/flags", events.REQUESTED, time=now)
-    subject = purchase().name
+    subject = Request().model
     data: dict[str, Any]
     try:
         path = args.event or (Path(p) if (p := os.environ.get("K_EVENT_PATH")) else None)
@@ -103,6 +110,7 @@ def _request(args: argparse.Namespace, asked: events.Event) -> Request:
 
 
 def _train(args: argparse.Namespace, request: Request, request_id: str) -> dict[str, Any]:
+    spec = named(request.model)
     url = os.environ.get("DATABASE_URL", "")
     if not url:
         raise TrainingError("bad_request", "DATABASE_URL is required")
@@ -114,11 +122,12 @@ def _train(args: argparse.Namespace, request: Request, request_id: str) -> dict[
     from millrace_training import training  # noqa: PLC0415
 
     env = training.Environment(
-        url,
-        os.environ.get("MLFLOW_TRACKING_URI", ""),
-        args.output,
-        max(1, threads),
-        args.bundle_version,
-        args.created_at,
+        database_url=url,
+        tracking_uri=os.environ.get("MLFLOW_TRACKING_URI", ""),
+        output=args.output,
+        threads=max(1, threads),
+        backend=args.backend,
+        version=args.bundle_version,
+        created_at=args.created_at,
     )
-    return training.run(purchase(), request, env, request_id)
+    return training.run(spec, request, env, request_id)

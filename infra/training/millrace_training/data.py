@@ -1,6 +1,7 @@
-"""Reads the training set from the warehouse into columns."""
+"""Reads rows from the database into columns."""
 
 import math
+from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -43,12 +44,12 @@ class Categories:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of the training set, by the time of their arrival."""
+    """Rows to learn from, by the time of their arrival."""
 
     columns: dict[str, Numbers | Categories]
-    label: Ints  # 0 or 1
+    label: Floats  # what is to be predicted: 0 or 1, or a number; 0 where nothing is
     arrived: Ints  # microseconds since 1970, ascending
-    session: Ints  # equal for rows of one session
+    session: Ints  # equal for rows that belong together: of a session, or a server's of an hour
     served: Bools  # whether the features are those that were served
 
     def __len__(self) -> int:
@@ -65,31 +66,49 @@ _TEXT = {18, 19, 25, 1042, 1043}  # "char", name, text, bpchar, varchar
 _WHOLE = {20, 21, 23}  # int8, int2, int4
 _NUMBER = _WHOLE | {700, 701, 1700}  # float4, float8, numeric
 
-# The newest rows, since more of the old ones would not help. The hash makes the order
-# the same at every reading.
-_QUERY = """
+# The newest rows, since more of the old ones would not help. The second key makes the
+# order the same at every reading.
+_TRAINING_SET = """
 SELECT arrived_at, user_session, source, {target}, {features}
 FROM feature_store.training_set(as_of => %s, since => %s, settled => %s)
 ORDER BY arrived_at DESC, record_hash DESC
 LIMIT %s
 """
 
+# What a server reports within an hour is much alike. Rows that were stored after the
+# time were not known then.
+_SERVER_METRICS = """
+SELECT "timestamp", server_id || date_trunc('hour', "timestamp"), 'stored', {target}, {features}
+FROM server_metrics
+WHERE created_at <= %s AND "timestamp" > %s AND "timestamp" <= %s
+ORDER BY "timestamp" DESC, server_id DESC
+LIMIT %s
+"""
+
+_COMPUTED = {"anomaly_score": "0::float8 AS anomaly_score"}
+"""Columns that server_metrics does not have: nobody knows how odd a reading really is."""
+
 _FETCH = 20_000
 _OPTIONS = "-c timezone=UTC -c default_transaction_read_only=on"
 
 
 def read(url: str, spec: Spec, as_of: datetime, since: datetime | None, settled: timedelta, max_rows: int) -> Table:
-    """Read the training set as it was known at a time.
+    """Read a model's rows as they were known at a time.
 
     Raises:
         TrainingError: database_unavailable, no_training_set, broken_column or
             database_error.
     """
-    query = sql.SQL(_QUERY).format(
-        target=sql.Identifier(spec.target), features=sql.SQL(", ").join(map(sql.Identifier, spec.names))
-    )
+    stored = spec.rows == "server_metrics"
+    template = sql.SQL(_SERVER_METRICS if stored else _TRAINING_SET)
+
+    def column(name: str) -> sql.Composable:
+        return sql.SQL(_COMPUTED[name]) if stored and name in _COMPUTED else sql.Identifier(name)
+
+    query = template.format(target=column(spec.target), features=sql.SQL(", ").join(map(column, spec.names)))
     # psycopg knows no infinite time; a text is cast by the server.
-    arguments = (as_of, since if since is not None else "-infinity", settled, max_rows)
+    start = since if since is not None else "-infinity"
+    arguments = (as_of, start, as_of - settled, max_rows) if stored else (as_of, start, settled, max_rows)
     try:
         with (
             psycopg.connect(url, connect_timeout=10, options=_OPTIONS) as db,
@@ -100,13 +119,13 @@ def read(url: str, spec: Spec, as_of: datetime, since: datetime | None, settled:
             _check_types(cursor.description or [], spec)
             return _collect(cursor, spec)
     except psycopg.errors.UndefinedColumn as e:
-        raise TrainingError("broken_column", f"the training set lacks one: {_first(e)}") from e
+        raise TrainingError("broken_column", f"the rows lack one: {_first(e)}") from e
     except (psycopg.errors.UndefinedFunction, psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName) as e:
-        raise TrainingError("no_training_set", f"the warehouse has no training set yet: {_first(e)}") from e
+        raise TrainingError("no_training_set", f"the database has no rows to train on yet: {_first(e)}") from e
     except (psycopg.OperationalError, psycopg.errors.AdminShutdown) as e:
-        raise TrainingError("database_unavailable", f"reading the training set: {_first(e)}") from e
+        raise TrainingError("database_unavailable", f"reading the rows: {_first(e)}") from e
     except psycopg.Error as e:
-        raise TrainingError("database_error", f"reading the training set: {_first(e)}") from e
+        raise TrainingError("database_error", f"reading the rows: {_first(e)}") from e
 
 
 def _first(e: psycopg.Error) -> str:
@@ -115,12 +134,13 @@ def _first(e: psycopg.Error) -> str:
 
 def _check_types(description: Sequence[psycopg.Column], spec: Spec) -> None:
     types = {c.name: (c.type_code, c.type_display) for c in description}
-    for f in (Feature(spec.target, "int"), *spec.features):
+    target = Feature(spec.target, "int" if spec.method == "xgboost" else "float")
+    for f in (target, *spec.features):
         code, name = types[f.name]
         want = _TEXT if f.of == "text" else _WHOLE if f.of == "int" or f.type == "int" else _NUMBER
         if code not in want:
             kind = "texts" if want is _TEXT else "whole numbers" if want is _WHOLE else "numbers"
-            raise TrainingError("broken_column", f"column {f.name}: want {kind}, the training set has type {name}")
+            raise TrainingError("broken_column", f"column {f.name}: want {kind}, the rows have type {name}")
 
 
 def _collect(rows: Iterable[tuple[object, ...]], spec: Spec) -> Table:
@@ -129,38 +149,42 @@ def _collect(rows: Iterable[tuple[object, ...]], spec: Spec) -> Table:
     sessions: dict[object, int] = {}
     epoch = datetime(1970, 1, 1, tzinfo=UTC)
     microsecond = timedelta(microseconds=1)
-    arrived: list[int] = []
-    session: list[int] = []
-    served: list[bool] = []
-    label: list[int] = []
-    values: list[list[float]] = [[] for _ in spec.features]
+    arrived, session, served, label = array("q"), array("q"), array("b"), array("d")
+    values = [array("d") for _ in spec.features]
+    unknown = 0
     for row in rows:
         at, visit, source, target = row[:4]
-        if target not in (0, 1):
-            raise TrainingError("broken_column", f"column {spec.target}: want 0 or 1, not {target!r}")
+        if spec.method == "xgboost":
+            if target not in (0, 1):
+                raise TrainingError("broken_column", f"column {spec.target}: want 0 or 1, not {target!r}")
+        elif target is None:
+            unknown += 1
+            continue
         arrived.append((at - epoch) // microsecond)  # type: ignore[operator]
         session.append(sessions.setdefault(visit, len(sessions)))
         served.append(source == "served")
-        label.append(target)
+        label.append(float(target))  # type: ignore[arg-type]
         for i in range(n):
             v = row[4 + i]
             if spec.features[i].type == "category":
                 values[i].append(-1 if v is None else ids[i].setdefault(v, len(ids[i])))
             else:
                 values[i].append(math.nan if v is None else float(v))  # type: ignore[arg-type]
+    if unknown > len(label):
+        raise TrainingError("broken_column", f"column {spec.target}: {unknown} of {unknown + len(label)} rows are null")
     columns: dict[str, Numbers | Categories] = {}
     for f, known, column in zip(spec.features, ids, values, strict=True):
-        # The query gives the newest first.
+        numbers = np.array(column, np.float64)[::-1]  # the query gives the newest first
         if f.type == "category":
-            columns[f.name] = Categories(tuple(known), np.array(column[::-1], np.int64))  # type: ignore[arg-type]
+            columns[f.name] = Categories(tuple(known), numbers.astype(np.int64))  # type: ignore[arg-type]
         else:
-            columns[f.name] = _finite(f.name, np.array(column[::-1], np.float64))
+            columns[f.name] = _finite(f.name, numbers)
     return Table(
         columns,
-        np.array(label[::-1], np.int64),
-        np.array(arrived[::-1], np.int64),
-        np.array(session[::-1], np.int64),
-        np.array(served[::-1], np.bool_),
+        _finite(spec.target, np.array(label, np.float64)[::-1]).values,
+        np.array(arrived, np.int64)[::-1],
+        np.array(session, np.int64)[::-1],
+        np.array(served, np.bool_)[::-1],
     )
 
 

@@ -28,10 +28,10 @@ class Column:
         """
         if self.values is None:
             if not isinstance(column, Numbers):
-                raise ValueError(f"feature {self.name}: wants numbers, the training set has a category")
+                raise ValueError(f"feature {self.name}: wants numbers, the rows have a category")
             return column.values.astype(np.float32)
         if not isinstance(column, Categories):
-            raise ValueError(f"feature {self.name}: wants a category, the training set has numbers")
+            raise ValueError(f"feature {self.name}: wants a category, the rows have numbers")
         rank = {v: i for i, v in enumerate(self.values)}
         # The last one is for the id -1.
         codes = np.array([rank.get(v, -1) for v in column.vocabulary] + [-1], np.float32)
@@ -63,7 +63,7 @@ class Encoder:
         """
         missing = [c.name for c in self.columns if c.name not in table.columns]
         if missing:
-            raise ValueError(f"features {', '.join(missing)}: not in the training set")
+            raise ValueError(f"features {', '.join(missing)}: not in the rows")
         return np.column_stack([c.encode(table.columns[c.name]) for c in self.columns])
 
 

@@ -38,7 +38,7 @@ class Metric:
 class Ranked:
     """Labels and scores in the order of the scores, ready for any weights."""
 
-    def __init__(self, label: Ints, score: Floats) -> None:
+    def __init__(self, label: Floats, score: Floats) -> None:
         """Sort once."""
         self.order = np.argsort(score, kind="stable")
         ordered = score[self.order]
@@ -56,7 +56,7 @@ class Ranked:
         return float((ones * (below + zeros / 2)).sum() / pairs) if pairs > 0 else float("nan")
 
 
-def losses(label: Ints, score: Floats) -> Floats:
+def losses(label: Floats, score: Floats) -> Floats:
     """Give each row's logarithmic loss."""
     p = np.clip(score, _CLIP, 1 - _CLIP)
     return np.where(label == 1, -np.log(p), -np.log1p(-p))
@@ -68,7 +68,7 @@ def calibration_bins(score: Floats) -> Ints:
     return np.searchsorted(edges, score, side="left").astype(np.int64)
 
 
-def calibration_error(label: Ints, score: Floats, bins: Ints, weight: Floats) -> float:
+def calibration_error(label: Floats, score: Floats, bins: Ints, weight: Floats) -> float:
     """Give how far scores and frequencies lie apart, the mean over the bins by their weight."""
     gap = np.bincount(bins, weight * (label - score))
     return float(np.abs(gap).sum() / weight.sum())
@@ -79,7 +79,7 @@ def mean(values: Floats) -> Callable[[Floats], float]:
     return lambda weight: float(values @ weight / weight.sum())
 
 
-def measures(prefix: str, label: Ints, score: Floats) -> dict[str, Callable[[Floats], float]]:
+def measures(prefix: str, label: Floats, score: Floats) -> dict[str, Callable[[Floats], float]]:
     """Make the measures of one model: functions of the rows' weights."""
     bins = calibration_bins(score)
     return {
@@ -92,7 +92,7 @@ def measures(prefix: str, label: Ints, score: Floats) -> dict[str, Callable[[Flo
 
 
 def evaluate(
-    label: Ints, session: Ints, score: Floats, frequency: float, champion: Floats | None, resamples: int, seed: int
+    label: Floats, session: Ints, score: Floats, frequency: float, champion: Floats | None, resamples: int, seed: int
 ) -> dict[str, Metric]:
     """Measure a model beside the frequency of the label and the champion.
 
@@ -123,25 +123,47 @@ def evaluate(
         all_measures["champion_log_loss_gain"] = mean(losses(label, champion) - losses(label, score))
         all_measures["champion_auc_gain"] = lambda weight: own(weight) - other(weight)
 
-    values = {name: f(np.ones(len(label))) for name, f in all_measures.items()}
-    samples: dict[str, list[float]] = {name: [] for name in all_measures}
-    groups, group = np.unique(session, return_inverse=True)
+    metrics = intervals(
+        all_measures, session, resamples, seed,
+        # One class only, of which there is no AUC; and bins of resampled rows are always further off.
+        lambda weight: 0 < weight @ label < weight.sum(), lambda name: not name.endswith("calibration_error"),
+    )  # fmt: skip
+    metrics["rows"] = Metric(float(len(label)))
+    metrics["sessions"] = Metric(float(len(np.unique(session))))
+    # The names that the gate reads of every model.
+    metrics["baseline_gain"] = metrics["baseline_log_loss_gain"]
+    if champion is not None:
+        metrics["champion_gain"] = metrics["champion_log_loss_gain"]
+    return metrics
+
+
+def intervals(
+    measures: dict[str, Callable[[Floats], float]],
+    group: Ints,
+    resamples: int,
+    seed: int,
+    usable: Callable[[Floats], bool] = lambda _: True,
+    wanted: Callable[[str], bool] = lambda _: True,
+) -> dict[str, Metric]:
+    """Take measures, and bootstrap their intervals by group, with the same resamples for all."""
+    values = {name: f(np.ones(len(group))) for name, f in measures.items()}
+    samples: dict[str, list[float]] = {name: [] for name in measures}
+    groups, of = np.unique(group, return_inverse=True)
     rng = np.random.default_rng(seed)
     for _ in range(resamples):
         drawn = rng.multinomial(len(groups), np.full(len(groups), 1 / len(groups)))
-        weight = drawn[group].astype(np.float64)
-        if (ones := weight @ label) in (0, weight.sum()) or ones == 0:
-            continue  # one class only, of which there is no AUC
-        for name, f in all_measures.items():
-            if not name.endswith("calibration_error"):
+        weight = drawn[of].astype(np.float64)
+        if not usable(weight):
+            continue
+        for name, f in measures.items():
+            if wanted(name):
                 samples[name].append(f(weight))
     metrics = {}
     for name, value in values.items():
-        if samples[name]:
-            low, high = np.percentile(samples[name], [LOW, HIGH])
+        known = [s for s in samples[name] if s == s]  # noqa: PLR0124 NaN is what differs from itself
+        if known:
+            low, high = np.percentile(known, [LOW, HIGH])
             metrics[name] = Metric(value, float(low), float(high))
         else:
             metrics[name] = Metric(value)
-    metrics["rows"] = Metric(float(len(label)))
-    metrics["sessions"] = Metric(float(len(groups)))
     return metrics

@@ -4,7 +4,6 @@ from io import BytesIO
 
 import matplotlib as mpl
 import numpy as np
-import xgboost as xgb
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -13,7 +12,6 @@ from millrace_training.evaluation import calibration_bins
 mpl.use("Agg")
 
 Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 
 def _png(figure: Figure) -> bytes:
@@ -22,7 +20,7 @@ def _png(figure: Figure) -> bytes:
     return out.getvalue()
 
 
-def _curve(label: Ints, score: Floats) -> tuple[Floats, Floats]:
+def _curve(label: Floats, score: Floats) -> tuple[Floats, Floats]:
     order = np.argsort(-score, kind="stable")
     ones = np.cumsum(label[order] == 1)
     zeros = np.cumsum(label[order] == 0)
@@ -30,7 +28,7 @@ def _curve(label: Ints, score: Floats) -> tuple[Floats, Floats]:
     return np.r_[0, zeros[last] / zeros[-1]], np.r_[0, ones[last] / ones[-1]]
 
 
-def roc(label: Ints, scores: dict[str, Floats]) -> bytes:
+def roc(label: Floats, scores: dict[str, Floats]) -> bytes:
     """Draw the ROC curves of models, as PNG."""
     figure = Figure(figsize=(5, 5), layout="constrained")
     axes = figure.add_subplot()
@@ -42,7 +40,7 @@ def roc(label: Ints, scores: dict[str, Floats]) -> bytes:
     return _png(figure)
 
 
-def calibration(label: Ints, scores: dict[str, Floats]) -> bytes:
+def calibration(label: Floats, scores: dict[str, Floats]) -> bytes:
     """Draw frequencies over predictions in bins of equal size, as PNG."""
     figure = Figure(figsize=(5, 5), layout="constrained")
     axes = figure.add_subplot()
@@ -58,13 +56,58 @@ def calibration(label: Ints, scores: dict[str, Floats]) -> bytes:
     return _png(figure)
 
 
-def importance(booster: xgb.Booster, names: list[str]) -> bytes:
-    """Draw each feature's share of the gain of all splits, as PNG."""
-    gain = booster.get_score(importance_type="total_gain")
-    values = np.array([float(gain.get(n, 0.0)) for n in names])
-    figure = Figure(figsize=(6, 0.5 * len(names) + 1), layout="constrained")
+def importance(shares: dict[str, float], of: str) -> bytes:
+    """Draw each feature's share of something, as PNG."""
+    figure = Figure(figsize=(6, 0.4 * len(shares) + 1), layout="constrained")
     axes = figure.add_subplot()
-    order = np.argsort(values)
-    axes.barh([names[i] for i in order], values[order] / max(values.sum(), 1e-12))
-    axes.set(xlabel="Share of the total gain", title="Importance")
+    names = sorted(shares, key=lambda n: shares[n])
+    axes.barh(names, [shares[n] for n in names])
+    axes.set(xlabel=of, title="Importance")
+    return _png(figure)
+
+
+_DOTS = 3000  # of a scatter plot, of which more would be a blot
+
+
+def predicted(label: Floats, score: Floats, bounds: tuple[Floats, Floats]) -> bytes:
+    """Draw actual over predicted values, with the interval of nine tenths, as PNG."""
+    rows = np.random.default_rng(0).permutation(len(label))[:_DOTS]
+    rows = rows[np.argsort(score[rows])]
+    figure = Figure(figsize=(5, 5), layout="constrained")
+    axes = figure.add_subplot()
+    axes.fill_between(score[rows], bounds[0][rows], bounds[1][rows], alpha=0.25, linewidth=0, label="90 % interval")
+    axes.scatter(score[rows], label[rows], s=3, alpha=0.5, color="black", linewidths=0)
+    ends = [float(score.min()), float(score.max())]
+    axes.plot(ends, ends, color="grey", linewidth=0.8, linestyle="--", label="perfect")
+    axes.set(xlabel="Predicted", ylabel="Actual", title="Predictions, test window")
+    axes.legend()
+    return _png(figure)
+
+
+def residuals(label: Floats, scores: dict[str, Floats]) -> bytes:
+    """Draw how the errors of models are distributed, as PNG."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.add_subplot()
+    errors = {name: label - score for name, score in scores.items()}
+    end = float(np.quantile(np.abs(np.concatenate(list(errors.values()))), 0.995)) or 1.0
+    for name, e in errors.items():
+        axes.hist(np.clip(e, -end, end), bins=60, histtype="step", label=name)
+    axes.axvline(0, color="grey", linewidth=0.8, linestyle="--")
+    axes.set(xlabel="Actual - predicted", ylabel="Rows", title="Errors, test window")
+    axes.legend()
+    return _png(figure)
+
+
+def scores(label: Floats, oddness: Floats, tail: list[dict[str, float]]) -> bytes:
+    """Draw the scores of usual and of disturbed rows, and how rare they are, as PNG."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.add_subplot()
+    bins = np.linspace(float(-oddness.max()), float(-oddness.min()), 60).tolist()
+    for value, name in ((0, "usual"), (1, "disturbed")):
+        axes.hist(-oddness[label == value], bins=bins, histtype="step", label=name)
+    for p in tail:
+        axes.axvline(p["score"], color="grey", linewidth=0.6, linestyle=":")
+    axes.plot([], [], color="grey", linewidth=0.6, linestyle=":", label="rarity")
+    axes.set(xlabel="Score", ylabel="Rows", title="Scores, test window")
+    axes.legend()
     return _png(figure)

@@ -19,7 +19,7 @@ def _option(default: typing.Any, about: str, low: float = -math.inf, high: float
 class Request:
     """The parameters of a run. All have defaults; a time without a zone is refused."""
 
-    model: str = _option("purchase_prediction_model", "the name under which the model is registered")
+    model: str = _option("purchase_prediction_model", "the model, by the name under which it is registered")
     reason: str = _option("", "why it is asked for; it is passed on")
     as_of: datetime | None = _option(  # noqa: RUF009 it makes a field
         None, "train on what was known at this time (default: the event's time, else now)"

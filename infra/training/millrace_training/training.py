@@ -3,15 +3,18 @@
 import logging
 import tempfile
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
-from millrace_training import bundle, data, encoding, evaluation, interruption, plots, search, windows
+from millrace_training import boosting, bundle, data, encoding, interruption, methods, windows
+from millrace_training.data import Table
+from millrace_training.evaluation import Metric
+from millrace_training.fitting import Backend, Examples
+from millrace_training.methods import Method, Predict
 from millrace_training.request import Request
 from millrace_training.spec import Spec
 from millrace_training.tracking import REQUEST_TAG, Registry, Result
@@ -27,6 +30,7 @@ class Environment:
     tracking_uri: str = ""  # "": nothing is registered
     output: Path | None = None  # a folder that keeps the bundle
     threads: int = 1
+    backend: Literal["local", "ray"] = "local"
     # Of the bundle; "" and None: what the registry and the clock say.
     version: str = ""
     created_at: datetime | None = None
@@ -51,29 +55,31 @@ def run(spec: Spec, request: Request, env: Environment, request_id: str = "") ->
     as_of = request.as_of or started
     settled = timedelta(seconds=request.settled_seconds)
     table = data.read(env.database_url, spec, as_of, request.since, settled, request.max_rows)
-    w = windows.split(table, request)
+    method = methods.of(spec)
+    w = windows.split(table, request, method.classes)
     sizes = [len(x.rows) for x in (w.train, w.validation, w.test)]
     log.info("read %d rows: %d to train, %d to validate, %d to test", len(table), *sizes)
 
     encoder = encoding.fit(spec, w.train.rows)
-    train, validation = (search.Examples(encoder.matrix(x.rows), x.rows.label) for x in (w.train, w.validation))
-    fitted = search.run(train, validation, spec.names, request, env.threads)
+    train, validation = (Examples(encoder.matrix(x.rows), x.rows.label) for x in (w.train, w.validation))
+    with _backend(env) as backend:
+        fitted = method.fit(train, validation, spec.names, request, backend)
 
-    test = w.test.rows
-    score = fitted.predict(encoder.matrix(test))
     with tempfile.TemporaryDirectory(prefix="millrace-training") as folder:
-        champion_score, champion_report = _champion(request, registry, Path(folder) / "champion", w.test)
-        frequency = float(np.mean(train.label))
-        metrics = evaluation.evaluate(
-            test.label, test.session, score, frequency, champion_score, request.bootstrap, request.seed
-        )
-        seen = table.take(table.arrived < test.arrived[0])
+        champion, champion_report = _champion(request, registry, Path(folder) / "champion", w.test)
+
+        def predict(rows: Table) -> data.Floats:
+            return fitted.model.predict(encoder.matrix(rows))
+
+        judged = method.judge(w, fitted, predict, champion, request)
+        metrics = judged.metrics
+        seen = table.take(table.arrived < w.test.rows.arrived[0])
         out = env.output or Path(folder) / "bundle"
         digest = bundle.write(
             out,
             bundle.Contents(
                 request.model, env.version, env.created_at or started, w.train.start, w.test.start,
-                fitted.booster, encoder, seen, metrics, w.test,
+                fitted.model, encoder, seen, metrics, w.test, request.seed, judged.baseline,
             ),
         )  # fmt: skip
         report: dict[str, Any] = {
@@ -81,7 +87,7 @@ def run(spec: Spec, request: Request, env: Environment, request_id: str = "") ->
             "reason": request.reason,
             "digest": digest,
             "as_of": as_of.isoformat(),
-            "windows": {x.name: _window(x) for x in (w.train, w.validation, w.test)},
+            "windows": {x.name: _window(x, method) for x in (w.train, w.validation, w.test)},
             "rows": len(table),
             "served_rows": int(table.served.sum()),
             "parameters": {k: v for k, v in fitted.parameters.items() if k != "eval_metric"},
@@ -95,33 +101,38 @@ def run(spec: Spec, request: Request, env: Environment, request_id: str = "") ->
         interruption.check()
         if not registry:
             return {**report, "source": out.resolve().as_uri() if env.output else ""}
-        scores = {"challenger": score}
-        if champion_score is not None:
-            scores["champion"] = champion_score
         registered = registry.register(
             started,
             Result(
                 out,
-                {
-                    "roc.png": plots.roc(test.label, scores),
-                    "calibration.png": plots.calibration(test.label, scores),
-                    "importance.png": plots.importance(fitted.booster, spec.names),
-                },
+                judged.draw(),
                 report,
                 {**report["parameters"], "rounds": fitted.rounds, "trials": fitted.trials, "as_of": report["as_of"]},
                 _flat(metrics),
                 fitted.history,
-                _tags(request_id, started, digest, metrics),
+                _tags(request_id, started, digest, methods.tag(method.summary(metrics))),
             ),
         )
     log.info("registered %s version %s", request.model, registered.version)
     return {**report, "version": registered.version, "run_id": registered.run_id, "source": registered.source}
 
 
+@contextmanager
+def _backend(env: Environment) -> Iterator[Backend]:
+    if env.backend == "local":
+        yield replace(boosting.LOCAL, threads=env.threads)
+        return
+    # It is large, and not everybody has it.
+    from millrace_training import distributed  # noqa: PLC0415
+
+    with distributed.backend(env.threads) as backend:
+        yield backend
+
+
 def _champion(
     request: Request, registry: Registry | None, folder: Path, test: windows.Window
-) -> tuple[NDArray[np.float64] | None, dict[str, Any] | None]:
-    """Find the model that is served now, and its scores of the test window.
+) -> tuple[Predict | None, dict[str, Any] | None]:
+    """Find the model that is served now.
 
     One that cannot be read is told of and does not stop the run: a model that could
     replace it is wanted all the more.
@@ -138,7 +149,7 @@ def _champion(
         folder = Path(request.champion.removeprefix("file://"))
     try:
         champion = bundle.read(folder)
-        score = champion.predict(test.rows)
+        champion.predict(test.rows.take(test.rows.arrived == test.rows.arrived[0]))  # as it will be asked to
     except bundle.BundleError as e:
         log.warning("the champion cannot be compared with: %s", e)
         return None, {"version": version, "error": str(e)}
@@ -148,17 +159,15 @@ def _champion(
         # It has then seen rows that it is judged by, and looks better than it is.
         "saw_test_rows": champion.end > test.start,
     }
-    return score, report
+    return champion.predict, report
 
 
-def _window(w: windows.Window) -> dict[str, Any]:
-    return {
-        "from": w.start.isoformat(), "to": w.end.isoformat(), "rows": len(w.rows),
-        "positives": int(w.rows.label.sum()),
-    }  # fmt: skip
+def _window(w: windows.Window, method: Method) -> dict[str, Any]:
+    told = {"from": w.start.isoformat(), "to": w.end.isoformat(), "rows": len(w.rows)}
+    return told | ({"positives": int(w.rows.label.sum())} if method.classes else {})
 
 
-def _flat(metrics: dict[str, evaluation.Metric]) -> dict[str, float]:
+def _flat(metrics: dict[str, Metric]) -> dict[str, float]:
     flat = {}
     for name, m in metrics.items():
         flat[name] = m.value
@@ -167,10 +176,6 @@ def _flat(metrics: dict[str, evaluation.Metric]) -> dict[str, float]:
     return flat
 
 
-def _tags(request_id: str, started: datetime, digest: str, metrics: dict[str, evaluation.Metric]) -> dict[str, str]:
-    tags = {
-        "training_date": started.date().isoformat(),
-        "metrics": f'{{"rmse": {metrics["brier"].value ** 0.5:.6f}, "auc": {metrics["auc"].value:.6f}}}',
-        "digest": digest,
-    }
+def _tags(request_id: str, started: datetime, digest: str, metrics: str) -> dict[str, str]:
+    tags = {"training_date": started.date().isoformat(), "metrics": metrics, "digest": digest}
     return tags | ({REQUEST_TAG: request_id} if request_id else {})

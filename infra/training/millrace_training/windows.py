@@ -33,8 +33,13 @@ def _time(microseconds: int) -> datetime:
     return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=microseconds)
 
 
-def split(table: Table, request: Request) -> Windows:
+def split(table: Table, request: Request, classes: bool = True) -> Windows:
     """Cut the rows into windows; rows of one moment are never torn apart.
+
+    Args:
+        table: the rows.
+        request: the shares of the windows, and how few rows are too few.
+        classes: whether the label is 0 or 1, of which every window needs both.
 
     Raises:
         TrainingError: too_little_data or one_class, with the numbers.
@@ -49,15 +54,17 @@ def split(table: Table, request: Request) -> Windows:
     windows = []
     for name, low, high in zip(("train", "validation", "test"), edges, edges[1:], strict=False):
         rows = table.take((at >= low) & (at < high))
-        windows.append(_checked(Window(name, rows, _time(low), _time(high)), request))
+        windows.append(_checked(Window(name, rows, _time(low), _time(high)), request, classes))
     return Windows(*windows)
 
 
-def _checked(w: Window, request: Request) -> Window:
+def _checked(w: Window, request: Request, classes: bool) -> Window:
     rows, ones = len(w.rows), int(w.rows.label.sum())
     where = f"the {w.name} window, {w.start.isoformat()} to {w.end.isoformat()}"
     if rows == 0:
         raise TrainingError("too_little_data", f"{where}, has no rows: too many arrived at one moment")
+    if not classes:
+        return w
     if ones in (0, rows):
         raise TrainingError("one_class", f"{where}: all {rows} rows have the label {int(np.sign(ones))}")
     if min(ones, rows - ones) < request.min_class_rows:

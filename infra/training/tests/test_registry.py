@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from millrace_training import bundle, cli, events
+from millrace_training import bundle, cli, events, models
 from testbed import postgres, shop
 from tests.conftest import FAST, Sink
 
@@ -92,7 +92,7 @@ def test_versions_are_registered_compared_and_never_doubled(
     assert len(client.get_metric_history(first["run_id"], "validation-logloss")) >= first["rounds"]
     artifacts = {f.path for folder in ("", "plots", "bundle") for f in client.list_artifacts(first["run_id"], folder)}
     assert {"report.json", "plots/roc.png", "plots/calibration.png", "plots/importance.png"} <= artifacts
-    assert {f"bundle/{name}" for name in (bundle.MANIFEST, bundle.MODEL, bundle.EXAMPLES)} <= artifacts
+    assert {f"bundle/{name}" for name in (bundle.MANIFEST, models.XGBOOST_FILE, bundle.EXAMPLES)} <= artifacts
 
     # The same event again, as after a crash before the answer was told.
     assert cli.main(FAST) == 0

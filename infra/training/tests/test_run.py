@@ -15,7 +15,7 @@ import numpy as np
 import psycopg
 import pytest
 
-from millrace_training import bundle, cli, data, events
+from millrace_training import bundle, cli, data, events, models
 from millrace_training.request import parse_time
 from millrace_training.spec import purchase
 from testbed import shop
@@ -87,7 +87,7 @@ def test_two_runs_give_the_same_bytes_but_for_the_time(
     assert manifests[0].pop("created_at") < manifests[1].pop("created_at")
     assert manifests[0] == manifests[1]
     assert run(warehouse, sink, monkeypatch, "--output", str(tmp_path / "c"), "--seed", "2")[0] == 0
-    assert (tmp_path / "a" / bundle.MODEL).read_bytes() != (tmp_path / "c" / bundle.MODEL).read_bytes()
+    assert (tmp_path / "a" / models.XGBOOST_FILE).read_bytes() != (tmp_path / "c" / models.XGBOOST_FILE).read_bytes()
 
 
 def test_the_champion_is_measured_on_the_same_rows(
@@ -107,7 +107,7 @@ def test_the_champion_is_measured_on_the_same_rows(
     assert three["champion"]["saw_test_rows"] is True
 
     # A damaged one is told of; there is a model all the same.
-    model = Path(first) / bundle.MODEL
+    model = Path(first) / models.XGBOOST_FILE
     model.write_bytes(model.read_bytes()[:-3])
     status, _, four = run(warehouse, sink, monkeypatch, "--champion", first)
     assert status == 0
@@ -142,10 +142,10 @@ FAILURES = {
     ),
     "a price too large": (["UPDATE bronze.events SET price = 1e39"], "broken_column", "column price: "),
     "a column of another type": (
-        replace((" price,", " price::text AS price,")), "broken_column", "column price: want numbers, the training set has type text",
+        replace((" price,", " price::text AS price,")), "broken_column", "column price: want numbers, the rows have type text",
     ),
     "numbers for texts": (
-        replace((" brand,", " 5 AS brand,")), "broken_column", "column brand: want texts, the training set has type int4",
+        replace((" brand,", " 5 AS brand,")), "broken_column", "column brand: want texts, the rows have type int4",
     ),
     "a missing column": (replace((" event_weekday,", "")), "broken_column", '"event_weekday" does not exist'),
     "a strange label": (
