@@ -9,6 +9,7 @@ import (
 
 	"github.com/cloudevents/sdk-go/v2/event"
 
+	"github.com/millrace-dev/millrace/shared/contract"
 	"github.com/millrace-dev/millrace/shared/events"
 	"github.com/millrace-dev/millrace/shared/features"
 	"github.com/millrace-dev/millrace/shared/testkit/pgtest"
@@ -35,9 +36,19 @@ func open(t testing.TB) (db *warehouse.DB, url string) {
 // config compares everything at once and deletes nothing.
 func config() UpkeepConfig { return UpkeepConfig{SkewCatchUp: time.Hour, SkewRows: 1000} }
 
+// contracts are those that ship.
+func contracts(t testing.TB) *contract.Set {
+	t.Helper()
+	set, err := contract.Open("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return set
+}
+
 func start(t testing.TB, db *warehouse.DB, more ...*table) *storage {
 	t.Helper()
-	s, err := newStorage(db, append(tables[:len(tables):len(tables)], more...), config())
+	s, err := newStorage(db, append(tables[:len(tables):len(tables)], more...), contracts(t), config())
 	if err != nil {
 		t.Fatal(err)
 	}

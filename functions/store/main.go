@@ -1,12 +1,16 @@
-// Store writes what events say into tables, one row an event: today the features as
-// they were served. Each further kind of event is one more table in tables.go.
+// Store writes what events say into tables, one row an event: the features as they
+// were served, readings, predictions and anomalies. Readings, and whatever else has a
+// stream contract that names a table, need no code: the table is made from the
+// contract. Each other kind of event is one more table in tables.go.
 //
 // A call is one transaction for all of its events, so that a hundred events cost one
 // commit. A row that is there already stays as it is, by its natural key, so events
-// may come again. While the database is away events are pushed back.
+// may come again; the row of an anomaly takes up what is new. While the database is away
+// events are pushed back.
 //
 // On a tick it compares a portion of the features as served with the same features
-// recomputed from gold, and deletes what is older than it is to be kept.
+// recomputed from gold, refreshes the hourly aggregates, and deletes what is older than
+// it is to be kept.
 package main
 
 import (
@@ -17,6 +21,7 @@ import (
 
 	"github.com/kelseyhightower/envconfig"
 
+	"github.com/millrace-dev/millrace/shared/contract"
 	"github.com/millrace-dev/millrace/shared/function"
 	"github.com/millrace-dev/millrace/shared/warehouse"
 )
@@ -26,6 +31,9 @@ type Config struct {
 	Function  function.Config
 	Warehouse warehouse.Config
 	Upkeep    UpkeepConfig
+	// ContractsDir is a folder with contracts over those that ship, the same as
+	// validate's.
+	ContractsDir string `envconfig:"CONTRACTS_DIR"`
 }
 
 func main() {
@@ -47,14 +55,18 @@ func run(ctx context.Context) error {
 	if err := c.Upkeep.check(); err != nil {
 		return err
 	}
+	contracts, err := contract.Open(c.ContractsDir)
+	if err != nil {
+		return fmt.Errorf("loading contracts: %w", err)
+	}
 	db, err := c.Warehouse.Open(ctx)
 	if err != nil {
 		return err
 	}
 	defer db.Close()
-	s, err := newStorage(db, tables, c.Upkeep)
+	s, err := newStorage(db, tables, contracts, c.Upkeep)
 	if err != nil {
 		return err
 	}
-	return function.Run(ctx, c.Function, s, function.WithReady(db.Ready))
+	return function.Run(ctx, c.Function, s, function.WithReady(s.ready))
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"math"
@@ -13,7 +14,9 @@ import (
 type row struct {
 	buf    []byte
 	fields int
-	err    error
+	// day is that of the row's time, since 1970 in UTC.
+	day int32
+	err error
 }
 
 func (r *row) fail(format string, args ...any) {
@@ -67,3 +70,40 @@ const epoch = 946684800_000_000
 
 // time writes a timestamp with or without time zone; those without are UTC.
 func (r *row) time(t time.Time) { r.int64(t.UnixMicro() - epoch) }
+
+// at writes the time by which the table is cut.
+func (r *row) at(t time.Time) {
+	r.time(t)
+	days := t.Unix() / 86400
+	if t.Unix()%86400 < 0 {
+		days--
+	}
+	r.day = int32(days)
+}
+
+func (r *row) bool(b bool) {
+	r.length(1)
+	if b {
+		r.buf = append(r.buf, 1)
+	} else {
+		r.buf = append(r.buf, 0)
+	}
+}
+
+// floatOrNull writes null for nil.
+func (r *row) floatOrNull(f *float64) {
+	if f == nil {
+		r.null()
+		return
+	}
+	r.float64(*f)
+}
+
+// jsonb writes a JSON text.
+func (r *row) jsonb(what string, text []byte) {
+	if bytes.Contains(text, []byte(`\u0000`)) {
+		r.fail("field %s has a NUL character, which PostgreSQL cannot store", what)
+	}
+	r.length(1 + len(text))
+	r.buf = append(append(r.buf, 1), text...) // 1 is the format's version
+}

@@ -13,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"github.com/millrace-dev/millrace/shared/contract"
 	"github.com/millrace-dev/millrace/shared/events"
 	"github.com/millrace-dev/millrace/shared/function"
 	"github.com/millrace-dev/millrace/shared/warehouse"
@@ -21,9 +22,14 @@ import (
 // storage is the handler. It is safe for concurrent use.
 type storage struct {
 	db     *warehouse.DB
-	tables map[string]*target // by type of event
+	tables map[route]*target
+	series *series
 	upkeep *upkeep
 }
+
+// route is how an event finds its table: by its type, and by the contract that its
+// extension names where records of several contracts have one type.
+type route struct{ event, contract string }
 
 // target is a table with its statements.
 type target struct {
@@ -33,31 +39,78 @@ type target struct {
 	stage, copy, move string
 	// insert writes one row without that.
 	insert string
+	// days are those of a table that is cut by time that have their partition.
+	days days
 }
 
-func newStorage(db *warehouse.DB, tables []*table, c UpkeepConfig) (*storage, error) {
-	s := &storage{db: db, tables: map[string]*target{}}
-	for i, t := range tables {
-		columns, key := strings.Join(t.columns, ", "), strings.Join(t.key, ", ")
-		values := make([]string, len(t.columns))
-		for j := range values {
-			values[j] = fmt.Sprintf("$%d", j+1)
-		}
-		s.tables[t.event] = &target{
-			table:  t,
-			insert: fmt.Sprintf("INSERT INTO %s (%s) VALUES (%s) ON CONFLICT (%s) DO NOTHING", t.name, columns, strings.Join(values, ", "), key),
-			// A row's place in the table says nothing about when it came: hence number.
-			stage: fmt.Sprintf("CREATE TEMP TABLE IF NOT EXISTS incoming_%d ON COMMIT DELETE ROWS AS SELECT %s, 0 AS number FROM %s WITH NO DATA", i, columns, t.name),
-			copy:  fmt.Sprintf("COPY pg_temp.incoming_%d (%s, number) FROM STDIN BINARY", i, columns),
-			// In the order of the key, so that two calls with the same events wait for
-			// each other rather than deadlock; of equal ones the first that came.
-			move: fmt.Sprintf("INSERT INTO %[2]s (%[3]s) SELECT DISTINCT ON (%[4]s) %[3]s FROM pg_temp.incoming_%[1]d ORDER BY %[4]s, number ON CONFLICT (%[4]s) DO NOTHING",
-				i, t.name, columns, key),
-		}
+func newStorage(db *warehouse.DB, tables []*table, contracts *contract.Set, c UpkeepConfig) (*storage, error) {
+	s := &storage{db: db, tables: map[route]*target{}}
+	for _, t := range tables {
+		s.add(t)
+	}
+	s.series = newSeries(db, contracts, c.MetricsRetention)
+	for _, t := range s.series.tables() {
+		s.add(t)
 	}
 	var err error
 	s.upkeep, err = newUpkeep(db, c)
 	return s, err
+}
+
+// add makes the statements of a table. It is called before any event comes.
+func (s *storage) add(t *table) {
+	i := len(s.tables)
+	columns, key := strings.Join(t.columns, ", "), strings.Join(t.key, ", ")
+	values := make([]string, len(t.columns))
+	for j := range values {
+		values[j] = fmt.Sprintf("$%d", j+1)
+	}
+	conflict, order := t.conflict, t.order
+	if conflict == "" {
+		conflict, order = "DO NOTHING", "number"
+	}
+	insert := fmt.Sprintf("INSERT INTO %s AS t (%s) VALUES (%s) ON CONFLICT (%s) %s", t.name, columns, strings.Join(values, ", "), key, conflict)
+	// In the order of the key, so that two calls with the same events wait for each
+	// other rather than deadlock; of equal ones the first that came, or what order says.
+	move := fmt.Sprintf("INSERT INTO %[2]s AS t (%[3]s) SELECT DISTINCT ON (%[4]s) %[3]s FROM pg_temp.incoming_%[1]d ORDER BY %[4]s, %[5]s ON CONFLICT (%[4]s) %[6]s",
+		i, t.name, columns, key, order, conflict)
+	if t.contract != "" {
+		// Letters, digits and underscores need no escape.
+		note := fmt.Sprintf("WITH moved AS (%%s RETURNING %s AS at) INSERT INTO timeseries.touched SELECT DISTINCT '%[2]s', date_trunc('hour', at) FROM moved WHERE timeseries.aggregated('%[2]s')",
+			t.time, t.series)
+		insert, move = fmt.Sprintf(note, insert), fmt.Sprintf(note, move)
+	}
+	to := &target{
+		table: t, insert: insert, move: move,
+		// A row's place in the table says nothing about when it came: hence number.
+		stage: fmt.Sprintf("CREATE TEMP TABLE IF NOT EXISTS incoming_%d ON COMMIT DELETE ROWS AS SELECT %s, 0 AS number FROM %s WITH NO DATA", i, columns, t.name),
+		copy:  fmt.Sprintf("COPY pg_temp.incoming_%d (%s, number) FROM STDIN BINARY", i, columns),
+	}
+	for _, typ := range append([]string{t.event}, t.also...) {
+		s.tables[route{typ, t.contract}] = to
+	}
+}
+
+// find returns the table of an event; nil if it has none, without an error if it needs
+// none.
+func (s *storage) find(e *event.Event) (*target, error) {
+	typ := e.Type()
+	if t := s.tables[route{typ, ""}]; t != nil {
+		return t, nil
+	}
+	name, _ := e.Extensions()[events.Contract].(string)
+	if t := s.tables[route{typ, name}]; t != nil {
+		return t, nil
+	}
+	return nil, s.series.missing(typ, name)
+}
+
+// ready brings the schema up to date, with the tables of the contracts.
+func (s *storage) ready(ctx context.Context) error {
+	if err := s.db.Ready(ctx); err != nil {
+		return err
+	}
+	return s.series.ready(ctx)
 }
 
 // entry is an event's row on its way.
@@ -65,6 +118,7 @@ type entry struct {
 	event int // in the batch
 	to    *target
 	row   []byte
+	day   int32 // since 1970, of a table that is cut by time
 }
 
 // retryAfter is when a sender may try again after the database could not be used.
@@ -84,9 +138,9 @@ func (s *storage) Handle(ctx context.Context, batch []event.Event) []function.Re
 			ticks = append(ticks, i)
 			continue
 		}
-		t := s.tables[e.Type()]
+		t, err := s.find(e)
 		if t == nil {
-			results[i].Err = function.Invalid("there is no table for events of type %s", e.Type())
+			results[i].Err = err
 			continue
 		}
 		r := row{buf: binary.BigEndian.AppendUint16(buf, uint16(len(t.columns)))}
@@ -98,20 +152,25 @@ func (s *storage) Handle(ctx context.Context, batch []event.Event) []function.Re
 			results[i].Err = fmt.Errorf("%s: a row has %d values for %d columns", t.name, r.fields, len(t.columns))
 			continue
 		}
-		entries = append(entries, entry{i, t, r.buf[len(buf):]})
+		entries = append(entries, entry{i, t, r.buf[len(buf):], r.day})
 		buf = r.buf
 	}
 	if len(entries)+len(ticks) == 0 {
 		return results
 	}
-	if err := s.db.Ready(ctx); err != nil {
+	err := s.ready(ctx)
+	if err == nil {
+		entries = s.series.refuse(entries, results)
+		err = s.series.cover(ctx, entries)
+	}
+	if err != nil {
 		fail(results, entries, ticks, function.Unavailable(err, retryAfter))
 		return results
 	}
 	s.write(ctx, entries, results)
 	if len(ticks) > 0 {
 		// Ticks that come together are one.
-		if err := s.upkeep.do(ctx); err != nil {
+		if err := errors.Join(s.upkeep.do(ctx), s.series.upkeep(ctx)); err != nil {
 			fail(results, nil, ticks, function.Unavailable(err, retryAfter))
 		}
 	}
@@ -201,7 +260,7 @@ func insertEach(ctx context.Context, conn *pgx.Conn, entries []entry) error {
 	var b pgconn.Batch
 	for _, e := range entries {
 		// Prepared once a connection.
-		sd, err := conn.Prepare(ctx, e.to.name, e.to.insert)
+		sd, err := conn.Prepare(ctx, e.to.insert, e.to.insert)
 		if err != nil {
 			return fmt.Errorf("preparing for %s: %w", e.to.name, err)
 		}

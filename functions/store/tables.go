@@ -9,8 +9,11 @@ import (
 
 // table is where events of one type go.
 type table struct {
-	// event is the type.
-	event string
+	// event is the type; contract is what the extension of that name has to be, empty
+	// for any.
+	event, contract string
+	// also are further types whose events go there.
+	also []string
 	// name is the table's, with its schema.
 	name string
 	// columns are those that a row has; the others have their defaults.
@@ -18,12 +21,18 @@ type table struct {
 	// key names the columns of the natural key, which has a unique index. Of rows
 	// with one key the first stays.
 	key []string
+	// conflict is what becomes of a row whose key is there, "t" being that one, in SQL,
+	// and order which of several in a batch is taken. Empty keeps the first.
+	conflict, order string
+	// series is the name in timeseries.tables of a table that is cut by time, and time
+	// the column by which; write then sets the row's day. Empty of any other.
+	series, time string
 	// write appends an event's row, one value a column. An error is for good.
 	write func(e *event.Event, r *row) error
 }
 
-// tables are all that events are written into.
-var tables = []*table{streamingFeatures}
+// tables are all that events are written into, but for those of contracts.
+var tables = []*table{streamingFeatures, predictions, anomalies}
 
 // streamingFeatures are the features as served, at an event's first sight.
 var streamingFeatures = &table{

@@ -29,11 +29,17 @@ type UpkeepConfig struct {
 	SkewRows int `envconfig:"SKEW_ROWS" default:"5000"`
 	// FeaturesRetention is how long served features are kept; 0 is for ever.
 	FeaturesRetention time.Duration `envconfig:"FEATURES_RETENTION" default:"0"`
+	// MetricsRetention is how long readings, predictions and anomalies are kept, by
+	// their own time; 0 is for ever. TimescaleDB's policy is 90 days whatever this says.
+	MetricsRetention time.Duration `envconfig:"METRICS_RETENTION" default:"2160h"`
 }
 
 func (c UpkeepConfig) check() error {
 	if c.SkewLag < 0 || c.SkewCatchUp <= 0 || c.SkewRows < 0 || c.FeaturesRetention < 0 {
 		return errors.New("SKEW_LAG, SKEW_ROWS and FEATURES_RETENTION must not be negative, SKEW_CATCH_UP must be positive")
+	}
+	if c.MetricsRetention < 0 || c.MetricsRetention > 0 && c.MetricsRetention < 24*time.Hour {
+		return fmt.Errorf("METRICS_RETENTION=%s: must be 0, for ever, or at least a day", c.MetricsRetention)
 	}
 	if r := c.FeaturesRetention; r > 0 && r < c.SkewLag+c.SkewCatchUp {
 		return fmt.Errorf("FEATURES_RETENTION=%s: must be at least SKEW_LAG and SKEW_CATCH_UP, or rows are gone before they are compared", r)

@@ -126,6 +126,10 @@ BEGIN
     SELECT t.time_column INTO STRICT column_name FROM timeseries.tables t WHERE t.name = source;
     INSERT INTO timeseries.aggregates VALUES (name, source, entity, list);
     IF extension IS NULL THEN
+        -- For what is there already.
+        EXECUTE format('INSERT INTO timeseries.touched SELECT DISTINCT %L, date_trunc(''hour'', %I) FROM public.%I', source, column_name, source);
+    END IF;
+    IF extension IS NULL THEN
         EXECUTE format('CREATE TABLE public.%I AS SELECT %I AS hour, %I, %s FROM public.%I GROUP BY 1, 2 WITH NO DATA', name, column_name, entity, list, source);
         EXECUTE format('ALTER TABLE public.%I ADD PRIMARY KEY (hour, %I)', name, entity);
         RETURN;
@@ -139,6 +143,10 @@ BEGIN
         extension, format('public.%I', name));
 END $$;
 
+-- Tells whether the hours of new rows of a table are to be noted in timeseries.touched.
+CREATE FUNCTION timeseries.aggregated(name text) RETURNS boolean LANGUAGE sql STABLE SET search_path = pg_catalog
+RETURN timeseries.extension() IS NULL AND EXISTS (SELECT FROM timeseries.aggregates a WHERE a.source = aggregated.name);
+
 -- Computes the hours again that got rows, but for those whose rows may have been dropped.
 -- It returns how many hours; null when another process is at it.
 --
@@ -151,6 +159,9 @@ DECLARE
     column_name text;
     hours int := 0;
 BEGIN
+    IF timeseries.extension() IS NOT NULL THEN
+        RETURN 0;
+    END IF;
     IF NOT pg_try_advisory_xact_lock(470020653571) THEN
         RETURN NULL;
     END IF;
