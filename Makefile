@@ -161,6 +161,10 @@ bench-predict: ## predict against XGBoost behind FastAPI, side by side (BENCH_SE
 	BENCH_PREDICT=1 go test -count=1 -v -run '^TestLookupLatency$$' ./functions/predict
 	go test -run '^$$' -bench 'BenchmarkHTTP|BenchmarkPredict' -benchmem ./functions/predict ./shared/model
 
+.PHONY: eval-detect
+eval-detect: ## Anomaly detection against ground truth, by configuration and type; with NAB_DIR=folder on NAB's series too
+	go run ./infra/evaldetect
+
 .PHONY: image-sizes
 image-sizes: ## Compressed size of every image; fails above 20 MB (needs ko)
 	infra/knative/image-sizes

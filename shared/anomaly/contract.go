@@ -28,6 +28,7 @@ func NewPlan(c *contract.Contract, forest *Forest) (*Plan, error) {
 	set(&p.History, d.History)
 	set(&p.Training.Step, d.Step)
 	set(&p.Training.Period, d.Period)
+	set(&p.Training.Margin, d.Margin)
 	set(&p.Limits.Alarm, d.Alarm)
 	set(&p.Limits.Warn, d.Warn)
 	set(&p.Limits.AlarmPoints, d.Points)

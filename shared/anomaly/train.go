@@ -1,6 +1,7 @@
 package anomaly
 
 import (
+	"cmp"
 	"fmt"
 	"math"
 	"slices"
@@ -34,6 +35,9 @@ type Training struct {
 	// Floor is a deviation that is nothing, whatever the history: half a unit of what
 	// is counted.
 	Floor float64
+	// Margin is how far beyond what usual readings reached the warning band begins, as a
+	// factor; 0 is 1.
+	Margin float64
 }
 
 // WarmUpError says that there is not enough history for a model yet.
@@ -234,7 +238,9 @@ func (c Training) spread(buckets []Bucket, residual []float64, f *fitted, first 
 		e := f.expected[buckets[i].Number-first]
 		highs[i], lows[i] = (buckets[i].High-e)/s, (e-buckets[i].Low)/s
 	}
-	return f.excess * s * max(1, reach(highs)/warn), f.excess * s * max(1, reach(lows)/warn)
+	unit := f.excess * s
+	margin := cmp.Or(c.Margin, 1)
+	return unit * max(1, margin*reach(highs)/warn), unit * max(1, margin*reach(lows)/warn)
 }
 
 // reach is how far, in robust deviations, usual readings come.

@@ -27,6 +27,9 @@ type Detect struct {
 	Period  time.Duration `yaml:"period"`
 	History time.Duration `yaml:"history"`
 
+	// Margin is how far beyond what usual readings reached in the history the warning
+	// band begins, as a factor; by default 1. Many entities and few false alarms want more.
+	Margin float64 `yaml:"margin"`
 	// Alarm and Warn are the distances, in what is usual for the metric, of anomalies
 	// and of the warning band. Points is how many readings the former takes, Clear how
 	// many usual ones end it, CoolDown for how many nothing is said then. 0 takes the
@@ -119,7 +122,7 @@ func (k *checker) detect(c *Contract) {
 	for _, v := range []struct {
 		name string
 		bad  bool
-	}{{"alarm", d.Alarm < 0}, {"warn", d.Warn < 0}, {"points", d.Points < 0 || d.Points > 16}, {"clear", d.Clear < 0 || d.Clear > 16},
+	}{{"margin", d.Margin != 0 && !(d.Margin >= 0.1 && d.Margin <= 10)}, {"alarm", d.Alarm < 0}, {"warn", d.Warn < 0}, {"points", d.Points < 0 || d.Points > 16}, {"clear", d.Clear < 0 || d.Clear > 16},
 		{"coolDown", d.CoolDown < 0 || d.CoolDown > 100_000}} {
 		if v.bad {
 			k.at("$.detect."+v.name, "detect: %s is out of range", v.name)

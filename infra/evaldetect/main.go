@@ -1,0 +1,91 @@
+// Evaldetect measures how well anomalies are detected, against ground truth: in the
+// simulated datacenter, of which all is known, and in series of the Numenta Anomaly
+// Benchmark, if a folder of them is named (NAB_DIR).
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/millrace-dev/millrace/infra/loadgen/datacenter"
+	"github.com/millrace-dev/millrace/shared/anomaly"
+)
+
+func main() {
+	if err := run(context.Background(), os.Args[1:], os.Stdout); err != nil {
+		fmt.Fprintln(os.Stderr, "evaldetect:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, args []string, w io.Writer) error {
+	flags := flag.NewFlagSet("evaldetect", flag.ContinueOnError)
+	flags.SetOutput(w)
+	seed := flags.Uint64("seed", 1, "seed of the simulated datacenters")
+	servers := flags.Int("servers", 30, "at most how many servers of a configuration are simulated")
+	services := flags.Int("services", 12, "at most how many services")
+	live := flags.Duration("live", 24*time.Hour, "at most how long is detected in each configuration")
+	readings := flags.Int("readings", 10_000, "at most how many readings of each entity are judged")
+	only := flags.String("only", "", "names of configurations, separated by commas; all if empty")
+	dir := flags.String("nab", os.Getenv("NAB_DIR"), "folder of series of the Numenta Anomaly Benchmark, with windows.json (env NAB_DIR)")
+	if err := flags.Parse(args); err != nil {
+		if errors.Is(err, flag.ErrHelp) {
+			return nil
+		}
+		return err
+	}
+	names := datacenter.Names()
+	if *only != "" {
+		names = strings.Split(*only, ",")
+	}
+	var b strings.Builder
+	fmt.Fprintln(&b, header)
+	// A Thursday, so that the day after it and the weekend differ.
+	start := time.Date(2026, 3, 12, 0, 0, 0, 0, time.UTC)
+	var readingsTotal int
+	var spent time.Duration
+	for _, name := range names {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		o, err := evaluate(name, scope{seed: *seed, servers: *servers, services: *services, live: *live, readings: *readings, start: start})
+		if err != nil {
+			return err
+		}
+		o.table(&b)
+		_, _ = io.WriteString(w, b.String())
+		b.Reset()
+		readingsTotal, spent = readingsTotal+o.readings, spent+o.cpu
+	}
+	fmt.Fprintf(w, "\n%d readings judged, %.2f us each\n\n", readingsTotal, float64(spent.Microseconds())/float64(readingsTotal))
+	if *dir == "" {
+		fmt.Fprintln(w, "NAB: skipped, since no folder of its series is named (NAB_DIR)")
+		return nil
+	}
+	return reportNAB(*dir, w)
+}
+
+const history = 14 * 24 * time.Hour
+
+func metricPlan(contract, metric string) *anomaly.Plan {
+	return &anomaly.Plan{
+		Contract: contract, EntityType: contract, Metrics: []string{metric},
+		Channels: []anomaly.Channel{{Type: "stl_zscore_" + metric, Metric: metric, Detector: anomaly.Expectation{}}},
+		Limits:   anomaly.DefaultLimits(), Training: anomaly.DefaultTraining(),
+	}
+}
+
+// train makes a model, nil while it is too early.
+func train(c anomaly.Training, buckets []anomaly.Bucket, now time.Time) (*anomaly.Model, error) {
+	m, err := c.Train(buckets, now)
+	if _, early := errors.AsType[*anomaly.WarmUpError](err); early {
+		return nil, nil
+	}
+	return m, err
+}
