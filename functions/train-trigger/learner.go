@@ -476,8 +476,11 @@ func (l *learner) judge(ctx context.Context, tx pgx.Tx, name string, r trainRun,
 	}
 	v := l.policies[name].Gate.judge(&rep, serving, broken)
 	_, err = tx.Exec(ctx, `UPDATE learning.runs SET state = 'judged' WHERE run_id = $1`, r.id)
-	if err == nil {
+	if err == nil && (v.promote || serving != "") {
 		_, err = tx.Exec(ctx, `UPDATE learning.models SET failures = 0, trained_until = (SELECT requested_at FROM learning.runs WHERE run_id = $2) WHERE model = $1`, name, r.id)
+	} else if err == nil {
+		// Nothing serves yet, so the next try must not wait as long as one for a successor.
+		_, err = tx.Exec(ctx, `UPDATE learning.models SET failures = failures + 1 WHERE model = $1`, name)
 	}
 	if err != nil {
 		return fmt.Errorf("noting the judgement of run %d: %w", r.id, err)

@@ -190,7 +190,8 @@ func cleanEnv(extra ...string) []string {
 		}
 		return false
 	})
-	return append(env, extra...)
+	// MLflow and the trainer have a test of their own.
+	return append(append(env, "NO_LEARNING=1"), extra...)
 }
 
 func (p *platformProcess) command() *exec.Cmd {

@@ -35,8 +35,10 @@ const localCommand = "millrace.dev/local-command"
 type jobs struct {
 	parts *parts
 	sup   *supervise.Supervisor
-	event func(part, text string, bad bool)
-	plans map[string]jobPlan // by namespace/name of the JobSink
+	// learning is what the trainer needs; nil where no models are trained.
+	learning *learning
+	event    func(part, text string, bad bool)
+	plans    map[string]jobPlan // by namespace/name of the JobSink
 
 	mu      sync.Mutex
 	waiting map[string][]string // folders, by sink
@@ -48,8 +50,17 @@ type jobPlan struct {
 	sink    string
 	command []string
 	env     []string
-	limit   int // failed attempts after which a job has failed: backoffLimit + 1
+	limit   int   // failed attempts after which a job has failed: backoffLimit + 1
+	final   []int // exit codes that no other attempt follows: FailJob of podFailurePolicy
 }
+
+// trains tells whether the job needs the trainer's environment.
+func (p *jobPlan) trains() bool {
+	return strings.Contains(strings.Join(p.command, " "), "TRAINING_PYTHON")
+}
+
+// keptJobs is how many ended jobs of a JobSink are kept.
+const keptJobs = 50
 
 // jobState is job.json.
 type jobState struct {
@@ -66,8 +77,8 @@ func (s jobState) ended() bool { return s.State == "succeeded" || s.State == "fa
 
 // newJobs plans the jobs of all JobSinks, and finds those that had not ended. Its
 // errors name the JobSink.
-func newJobs(w *parts, sup *supervise.Supervisor, event func(part, text string, bad bool)) (*jobs, error) {
-	j := &jobs{parts: w, sup: sup, event: event, plans: map[string]jobPlan{}, waiting: map[string][]string{}, wake: map[string]chan struct{}{}}
+func newJobs(w *parts, sup *supervise.Supervisor, l *learning, event func(part, text string, bad bool)) (*jobs, error) {
+	j := &jobs{parts: w, sup: sup, learning: l, event: event, plans: map[string]jobPlan{}, waiting: map[string][]string{}, wake: map[string]chan struct{}{}}
 	for _, sink := range w.platform.graph.JobSinks {
 		plan, err := w.planJob(sink)
 		if err != nil {
@@ -126,8 +137,17 @@ func (w *parts) planJob(sink *eventing.JobSink) (jobPlan, error) {
 			Annotations map[string]string `yaml:"annotations"`
 		} `yaml:"metadata"`
 		Spec struct {
-			BackoffLimit *int `yaml:"backoffLimit"`
-			Template     struct {
+			BackoffLimit  *int `yaml:"backoffLimit"`
+			FailurePolicy struct {
+				Rules []struct {
+					Action      string `yaml:"action"`
+					OnExitCodes struct {
+						Operator string `yaml:"operator"`
+						Values   []int  `yaml:"values"`
+					} `yaml:"onExitCodes"`
+				} `yaml:"rules"`
+			} `yaml:"podFailurePolicy"`
+			Template struct {
 				Spec struct {
 					Containers []struct {
 						Image   string         `yaml:"image"`
@@ -149,6 +169,11 @@ func (w *parts) planJob(sink *eventing.JobSink) (jobPlan, error) {
 	plan := jobPlan{sink: sink.Name, limit: 7} // Kubernetes' backoffLimit is 6
 	if job.Spec.BackoffLimit != nil {
 		plan.limit = *job.Spec.BackoffLimit + 1
+	}
+	for _, rule := range job.Spec.FailurePolicy.Rules {
+		if rule.Action == "FailJob" && rule.OnExitCodes.Operator == "In" {
+			plan.final = append(plan.final, rule.OnExitCodes.Values...)
+		}
 	}
 	command := job.Metadata.Annotations[localCommand]
 	switch {
@@ -295,6 +320,15 @@ func (j *jobs) runJob(ctx context.Context, plan jobPlan, dir string) error {
 	if err != nil {
 		return err
 	}
+	env := append(slices.Clone(plan.env), "K_EVENT_PATH="+dir, "K_EXECUTION_MODE=batch")
+	if plan.trains() && j.learning != nil {
+		more, err := j.learning.jobEnv(ctx)
+		if err != nil {
+			return nil //nolint:nilerr // it was stopped with the platform, and waits on
+		}
+		env = append(env, more...)
+	}
+	defer j.prune(filepath.Dir(dir))
 	if state.State == "running" {
 		j.event(plan.sink, "job "+name+" was interrupted and is begun again", false)
 	}
@@ -305,7 +339,7 @@ func (j *jobs) runJob(ctx context.Context, plan jobPlan, dir string) error {
 		}
 		how, tail, err := j.sup.RunOnce(ctx, supervise.Spec{
 			Name: plan.sink, Path: plan.command[0], Args: plan.command[1:], Dir: j.parts.opts.root,
-			Env: append(slices.Clone(plan.env), "K_EVENT_PATH="+dir, "K_EXECUTION_MODE=batch"),
+			Env: env,
 		})
 		if err != nil {
 			return err
@@ -326,7 +360,7 @@ func (j *jobs) runJob(ctx context.Context, plan jobPlan, dir string) error {
 			text += "; last lines of its output:\n  " + strings.Join(tail, "\n  ")
 		}
 		j.event(plan.sink, text, true)
-		if state.Failures >= plan.limit {
+		if state.Failures >= plan.limit || slices.Contains(plan.final, supervise.ExitCode(how)) {
 			state.State = "failed"
 			return writeJob(dir, state)
 		}
@@ -338,6 +372,32 @@ func (j *jobs) runJob(ctx context.Context, plan jobPlan, dir string) error {
 		case <-time.After(pause):
 		case <-ctx.Done():
 			return nil
+		}
+	}
+}
+
+// prune removes the ended jobs of a JobSink but for the newest. An event of theirs that
+// comes again after that starts a job again.
+func (j *jobs) prune(folder string) {
+	entries, err := os.ReadDir(folder)
+	if err != nil {
+		return
+	}
+	type ended struct {
+		dir string
+		at  time.Time
+	}
+	var all []ended
+	for _, e := range entries {
+		dir := filepath.Join(folder, e.Name())
+		if s, err := readJob(dir); err == nil && s.ended() && !strings.HasSuffix(dir, ".new") {
+			all = append(all, ended{dir, s.Finished})
+		}
+	}
+	slices.SortFunc(all, func(a, b ended) int { return b.at.Compare(a.at) })
+	for _, old := range all[min(len(all), keptJobs):] {
+		if err := os.RemoveAll(old.dir); err != nil {
+			j.event("runner", "an old job cannot be removed: "+err.Error(), true)
 		}
 	}
 }

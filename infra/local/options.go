@@ -35,7 +35,9 @@ type options struct {
 
 	rate   string // messages a second of the shop producer, for loadgen to parse
 	noLoad bool
-	plain  bool // no screen
+	// noLearning leaves out MLflow and the trainer.
+	noLearning bool
+	plain      bool // no screen
 	// functions are those to run; all when there are none.
 	functions []string
 
@@ -77,6 +79,7 @@ func parseOptions(args []string, stdout, stderr io.Writer) (opts options, done b
 	fs.StringVar(&opts.bin, "bin", os.Getenv("MILLRACE_BIN"), "folder of the built programs; default that of this one (env MILLRACE_BIN)")
 	fs.StringVar(&opts.rate, "rate", or(os.Getenv("RATE"), "1000"), "shop events a second, 0 as fast as possible (env RATE)")
 	fs.BoolVar(&opts.noLoad, "no-load", truth(os.Getenv("NO_LOAD")), "do not start the shop producer (env NO_LOAD=1)")
+	fs.BoolVar(&opts.noLearning, "no-learning", truth(os.Getenv("NO_LEARNING")), "train no models: no MLflow, no trainer, and no Python environment for them (env NO_LEARNING=1)")
 	fs.BoolVar(&opts.plain, "plain", truth(os.Getenv("MILLRACE_PLAIN")), "lines instead of the live screen, as when standard output is no terminal (env MILLRACE_PLAIN=1)")
 	chosen := fs.String("functions", os.Getenv("MILLRACE_FUNCTIONS"), "run only these functions, as in validate,lake, with what they need of stores and event graph; default all (env MILLRACE_FUNCTIONS)")
 	base, baseErr := envInt("MILLRACE_PORT_BASE", 0)

@@ -82,6 +82,9 @@ func (w *parts) listening() []string {
 	if w.opts.redis == "" && w.redis.url != "" {
 		names = append(names, "redis")
 	}
+	if w.ownRegistry() {
+		names = append(names, mlflow)
+	}
 	for _, s := range w.platform.services {
 		names = append(names, s.name)
 	}

@@ -42,6 +42,7 @@ type Status struct {
 	Lake        LakeStatus      `json:"lake"`
 	Warehouse   WarehouseStatus `json:"warehouse"`
 	Features    FeatureStatus   `json:"features"`
+	Learning    LearningStatus  `json:"learning"`
 	DeadLetters uint64          `json:"deadLettersSinceStart"`
 	Processes   []ProcessStatus `json:"processes"`
 	// RSSBytes counts memory that processes of the same program share once.
@@ -143,13 +144,15 @@ func (m *meter) add(at time.Time, count float64) float64 {
 
 // collector reads the parts about once a second and keeps the latest Status.
 type collector struct {
-	parts   *parts
-	sup     *supervise.Supervisor
-	kafka   *kgo.Client
-	store   *lake.Store
-	engine  func() eventing.Stats
-	self    int // our process id
-	started time.Time
+	parts  *parts
+	sup    *supervise.Supervisor
+	kafka  *kgo.Client
+	store  *lake.Store
+	engine func() eventing.Stats
+	// learning is nil where no models are trained.
+	learning func() LearningStatus
+	self     int // our process id
+	started  time.Time
 
 	mu      sync.Mutex
 	status  Status
@@ -167,6 +170,7 @@ type slowStatus struct {
 	lake      LakeStatus
 	warehouse WarehouseStatus
 	features  FeatureStatus
+	learning  []ModelLearning
 }
 
 // keptEvents bounds the events that Status shows.
@@ -208,6 +212,7 @@ func (c *collector) run(ctx context.Context, update func(Status)) {
 		measuring(c.measureLake, func(s *slowStatus, v LakeStatus) { s.lake = v }),
 		measuring(c.measureWarehouse, func(s *slowStatus, v WarehouseStatus) { s.warehouse = v }),
 		measuring(c.measureFeatures, func(s *slowStatus, v FeatureStatus) { s.features = v }),
+		measuring(c.measureLearning, func(s *slowStatus, v []ModelLearning) { s.learning = v }),
 	} {
 		go c.watch(ctx, measure)
 	}
@@ -270,6 +275,11 @@ func (c *collector) collect(ctx context.Context) {
 		URLs: c.urls(), Lake: c.slow.lake, Warehouse: c.slow.warehouse, Features: c.slow.features,
 		Processes: processes, Problems: problems, LeftOut: c.parts.leftOut,
 	}
+	s.Learning.State = "off"
+	if c.learning != nil {
+		s.Learning = c.learning()
+	}
+	s.Learning.Models = c.slow.learning
 	for topic, role := range c.roles() {
 		t := TopicStatus{Name: topic, Role: role}
 		for _, o := range c.ends[topic] {

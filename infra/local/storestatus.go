@@ -68,14 +68,19 @@ func (c *collector) measureWarehouse(ctx context.Context) (WarehouseStatus, erro
 			err = nil
 		}
 	}
-	var pg *pgconn.PgError
-	if errors.As(err, &pg) && (pg.Code == "42P01" || pg.Code == "3F000") { // undefined table, schema
+	if missing(err) {
 		return WarehouseStatus{}, nil
 	}
 	if err != nil {
 		return found, fmt.Errorf("counting the rows of the warehouse: %w", err)
 	}
 	return found, nil
+}
+
+// missing tells of a query whose tables the functions have not made yet.
+func missing(err error) bool {
+	var pg *pgconn.PgError
+	return errors.As(err, &pg) && (pg.Code == "42P01" || pg.Code == "3F000") // undefined table, schema
 }
 
 // measureFeatures counts what is in the online store by the beginnings of its keys. Of

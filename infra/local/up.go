@@ -136,8 +136,9 @@ type runner struct {
 	stores                   []*supervise.Child
 	functions, companions    []*supervise.Child
 	jobs                     *jobs
+	learning                 *learning // nil where no models are trained
 	stopEngine, stopDisplays func()
-	stopJobs                 func()
+	stopJobs, stopLearning   func()
 	stopIngress              func(context.Context)
 }
 
@@ -181,7 +182,11 @@ func newRunner(w *parts, stdout io.Writer) (*runner, error) {
 		r.collector.event(e.Child, e.Text, e.Bad)
 	})
 	r.collector.sup = r.sup
-	if r.jobs, err = newJobs(w, r.sup, r.collector.event); err != nil {
+	if w.learns() {
+		r.learning = newLearning(w, r.sup, r.collector.event)
+		r.collector.learning = r.learning.status
+	}
+	if r.jobs, err = newJobs(w, r.sup, r.learning, r.collector.event); err != nil {
 		r.close()
 		return nil, err
 	}
@@ -302,6 +307,12 @@ func (r *runner) start(ctx context.Context) error {
 		go r.watchDisk(ctx)
 	}
 	r.out.progress("all", began, "")
+	if r.learning != nil {
+		learning, stopLearning := context.WithCancel(context.WithoutCancel(ctx))
+		done := make(chan struct{})
+		go func() { defer close(done); r.learning.run(learning) }()
+		r.stopLearning = func() { stopLearning(); <-done }
+	}
 	return nil
 }
 
@@ -427,7 +438,13 @@ func (r *runner) stop(ctx context.Context) {
 	if r.stopJobs != nil {
 		r.stopJobs()
 	}
+	if r.stopLearning != nil {
+		r.stopLearning()
+	}
 	stopAll(ctx, slices.Concat(r.functions, r.companions)...)
+	if r.learning != nil {
+		r.learning.stop(ctx)
+	}
 	if r.stopIngress != nil {
 		r.stopIngress(ctx)
 	}

@@ -142,7 +142,62 @@ func storeLines(s Status, right int) []string {
 			features.right(plain, "API "+u.URL, right)
 		}
 	}
-	return []string{gold.String(), features.String()}
+	lines := []string{gold.String(), features.String()}
+	if s.Learning.State != "" && s.Learning.State != "off" {
+		lines = append(lines, learningLine(s.Learning, right))
+	}
+	return lines
+}
+
+// learningLine is about the models: which version of each serves, and what is done for
+// another.
+func learningLine(s LearningStatus, right int) string {
+	l := new(line)
+	l.add(plain, " learning ")
+	switch s.State {
+	case "failed":
+		return l.add(red, cut(s.Detail, right-l.width)).String()
+	case "up":
+	default:
+		l.add(bold, s.State)
+		if s.Detail != "" {
+			l.add(dim, cut(", "+s.Detail, right-l.width))
+		}
+		return l.String()
+	}
+	if len(s.Models) == 0 {
+		return l.add(plain, cut(s.Detail+", no model was trained yet", right-l.width)).String()
+	}
+	for i, m := range s.Models {
+		name, look := strings.TrimSuffix(strings.TrimSuffix(m.Model, "_model"), "_prediction"), plain
+		what := ", waits for rows"
+		switch {
+		case m.Run == "requested":
+			what = ", training"
+		case m.Run == "completed":
+			what = ", judging"
+		case m.Run == "failed":
+			what, look = ", "+m.Failure, red
+		case m.Decision == "keep":
+			what = ", new one kept out"
+		case m.Version != "":
+			what = ""
+		}
+		version := "starter"
+		if m.Version != "" {
+			version = "version " + m.Version
+		}
+		room := (right - l.width) / (len(s.Models) - i)
+		head := name + " "
+		if i > 0 {
+			head = " · " + head
+		}
+		if len(head)+len(version) > room {
+			break
+		}
+		l.add(plain, head).add(bold, version).add(look, cut(what, room-len(head)-len(version)))
+	}
+	return l.String()
 }
 
 // tables are the deliveries, the processes, what happened and the topics, in this
@@ -355,9 +410,15 @@ func summaryLine(s Status) string {
 	if s.noWarehouse() == "" {
 		gold = fmt.Sprintf("gold %s rows, failed steps %s", count(s.Warehouse.Facts), count(s.Warehouse.FailedRuns))
 	}
-	return fmt.Sprintf("raw %s/s, valid %s/s, invalid %s/s (%.1f %%), lag %s, lake %s records in %s objects (%s), %s, features of %s entities, dead letters %s, restarts %d, memory %s",
+	learning := ""
+	for _, m := range s.Learning.Models {
+		if m.Version != "" {
+			learning += fmt.Sprintf(", %s version %s", m.Model, m.Version)
+		}
+	}
+	return fmt.Sprintf("raw %s/s, valid %s/s, invalid %s/s (%.1f %%), lag %s, lake %s records in %s objects (%s), %s, features of %s entities%s, dead letters %s, restarts %d, memory %s",
 		rateText(s.Raw.PerSecond), rateText(s.Validated.PerSecond), rateText(s.Invalid.PerSecond), 100*s.InvalidShare, count(lag),
-		count(s.Lake.Records), count(s.Lake.Objects), bytesText(s.Lake.Bytes), gold, count(s.Features.Entities),
+		count(s.Lake.Records), count(s.Lake.Objects), bytesText(s.Lake.Bytes), gold, count(s.Features.Entities), learning,
 		count(int64(s.DeadLetters)), restarts, bytesText(s.RSSBytes))
 }
 

@@ -4,11 +4,23 @@ import (
 	"context"
 	"path/filepath"
 	"slices"
+	"strconv"
+	"strings"
 	"time"
 )
 
 // Succeeded is how a process ends that has done its work.
 const Succeeded = "exit code 0"
+
+// ExitCode is the code that how, the way in which a child ended, is about; -1 when it
+// is about a signal or another end.
+func ExitCode(how string) int {
+	code, err := strconv.Atoi(strings.TrimPrefix(how, "exit code "))
+	if err != nil {
+		return -1
+	}
+	return code
+}
 
 // RunOnce runs a child to its end under the same care as one of Start, but does not
 // start it again. It says how the child ended, Succeeded or not, and what it printed
