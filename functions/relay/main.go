@@ -70,7 +70,7 @@ func serve(ctx context.Context, c Config, l net.Listener) (err error) {
 	if err != nil {
 		return fmt.Errorf("making the engine: %w", err)
 	}
-	if err := engine.Instrument(t.Meters.Meter("relay")); err != nil {
+	if err := eventing.Instrument(t.Meters.Meter("relay"), engine.Stats); err != nil {
 		return fmt.Errorf("making the metrics: %w", err)
 	}
 	server := &http.Server{

@@ -116,15 +116,18 @@ func (e *engine) waitReady(ctx context.Context) error {
 	return nil
 }
 
-// serveIngress serves brokers, GET /status and GET /healthz until the returned
-// function is called.
-func serveIngress(l net.Listener, e *engine, status func() Status) (stop func(context.Context)) {
+// serveIngress serves brokers, GET /status, GET /healthz, the event graph's metrics
+// under GET /metrics and, for Prometheus to find the functions, GET /targets, until the
+// returned function is called.
+func serveIngress(l net.Listener, e *engine, c *collector, metrics http.Handler) (stop func(context.Context)) {
 	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", metrics)
+	mux.HandleFunc("GET /targets", c.serveTargets)
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
 		enc := json.NewEncoder(w)
 		enc.SetIndent("", "  ")
-		_ = enc.Encode(status())
+		_ = enc.Encode(c.latest())
 	})
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusOK) })
 	mux.Handle("/", e)

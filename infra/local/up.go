@@ -257,7 +257,17 @@ func (r *runner) start(ctx context.Context) error {
 	if err != nil {
 		return checkPort(ctx, "ingress", r.ports["ingress"])
 	}
-	r.stopIngress = serveIngress(l, r.engine, r.collector.latest)
+	metrics, stopMetrics, err := instrument(ctx, r.engine.stats)
+	if err != nil {
+		return err
+	}
+	stopServing := serveIngress(l, r.engine, r.collector, metrics)
+	r.stopIngress = func(ctx context.Context) {
+		stopServing(ctx)
+		if err := stopMetrics(ctx); err != nil {
+			r.collector.event("runner", "its last metrics were not sent: "+err.Error(), false)
+		}
+	}
 	if err := os.WriteFile(r.state.join("endpoint"), []byte("http://"+l.Addr().String()+"\n"), 0o644); err != nil {
 		return fmt.Errorf("writing this run's address: %w", err)
 	}

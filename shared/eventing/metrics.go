@@ -9,9 +9,10 @@ import (
 	"go.opentelemetry.io/otel/metric"
 )
 
-// Instrument reports Stats to the meter whenever metrics are collected, with the
-// kind, namespace and name of each source, Trigger and sink as attributes.
-func (e *Engine) Instrument(m metric.Meter) error {
+// Instrument reports what stats gives, usually Engine.Stats, to the meter whenever
+// metrics are collected, with the kind, namespace and name of each source, Trigger and
+// sink as attributes.
+func Instrument(m metric.Meter, stats func() Stats) error {
 	var failed error
 	counter := func(name, what string) metric.Int64ObservableCounter {
 		c, err := m.Int64ObservableCounter(name, metric.WithDescription(what), metric.WithUnit("{event}"))
@@ -43,7 +44,7 @@ func (e *Engine) Instrument(m metric.Meter) error {
 		return fmt.Errorf("making the eventing metrics: %w", failed)
 	}
 	_, err := m.RegisterCallback(func(_ context.Context, o metric.Observer) error {
-		s := e.Stats()
+		s := stats()
 		for _, f := range append(s.Sources, s.Triggers...) {
 			at := labels(f.Kind, f.Namespace, f.Name, "")
 			o.ObserveInt64(received, int64(f.Received), at)
