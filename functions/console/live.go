@@ -92,7 +92,7 @@ func (c *console) scraped(ctx context.Context) (live, error) {
 		set  func(p *process, v float64)
 	}{
 		{`sum by (service_name) (rate(function_events_total[1m]))`, func(p *process, v float64) { p.PerSecond = &v }},
-		{`sum by (service_name) (rate(function_events_total{outcome!="ok"}[1m]))`, func(p *process, v float64) { p.FailuresPerSecond = &v }},
+		{`sum by (service_name) (rate(function_events_total{outcome=~"invalid|overloaded|unavailable|failed"}[1m]))`, func(p *process, v float64) { p.FailuresPerSecond = &v }},
 	} {
 		samples, err := c.query(ctx, q.text)
 		if err != nil {

@@ -1,0 +1,259 @@
+// Package grafana_test runs the queries of every panel of the dashboards.
+package grafana_test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/goccy/go-yaml"
+	"github.com/jackc/pgx/v5"
+
+	"github.com/millrace-dev/millrace/shared/testkit/pgtest"
+	"github.com/millrace-dev/millrace/shared/warehouse"
+)
+
+func TestMain(m *testing.M) { pgtest.Main(m) }
+
+type dashboard struct {
+	UID    string
+	Title  string
+	Panels []struct {
+		ID         int
+		Title      string
+		Type       string
+		Datasource source
+		Targets    []struct {
+			Datasource source
+			Format     string
+			RawSQL     string `json:"rawSql"`
+			Expr       string
+		}
+	}
+	Templating struct {
+		List []struct {
+			Name, Query string
+		}
+	}
+}
+
+type source struct{ Type, UID string }
+
+// uids are fixed: links and provisioning name them.
+var uids = []string{"data-quality", "datacenter-overview", "learning", "pipeline", "production-monitoring", "serving"}
+
+func load(t *testing.T) []dashboard {
+	t.Helper()
+	var all []dashboard
+	for _, uid := range uids {
+		text, err := os.ReadFile(filepath.Join("dashboards", uid+".json"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var d dashboard
+		if err := json.Unmarshal(text, &d); err != nil {
+			t.Fatalf("%s: %v", uid, err)
+		}
+		all = append(all, d)
+	}
+	return all
+}
+
+func TestDashboards(t *testing.T) {
+	files, err := filepath.Glob("dashboards/*.json")
+	if err != nil || len(files) != len(uids) {
+		t.Errorf("%d files, want %d: %v", len(files), len(uids), err)
+	}
+	text, err := os.ReadFile("provisioning/datasources/millrace.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var provisioned struct{ Datasources []source }
+	if err := yaml.Unmarshal(text, &provisioned); err != nil {
+		t.Fatal(err)
+	}
+	known := map[source]bool{}
+	for _, s := range provisioned.Datasources {
+		known[s] = true
+	}
+	for i, d := range load(t) {
+		if d.UID != uids[i] {
+			t.Errorf("dashboards/%s.json has uid %q", uids[i], d.UID)
+		}
+		if len(d.Panels) == 0 {
+			t.Errorf("%s has no panels", d.UID)
+		}
+		for _, p := range d.Panels {
+			if len(p.Targets) == 0 {
+				t.Errorf("%s, %s: no query", d.UID, p.Title)
+			}
+			for _, q := range p.Targets {
+				if !known[q.Datasource] || q.Datasource != p.Datasource {
+					t.Errorf("%s, %s: data source %v of panel and %v of query are not provisioned alike", d.UID, p.Title, p.Datasource, q.Datasource)
+				}
+				if q.RawSQL == "" && q.Expr == "" {
+					t.Errorf("%s, %s: empty query", d.UID, p.Title)
+				}
+			}
+		}
+	}
+}
+
+// The queries fit today's tables.
+func TestQueriesOnEmptyTables(t *testing.T) {
+	db, err := warehouse.Config{URL: pgtest.URL(t), MaxConns: 2}.Open(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	if err := db.Ready(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range load(t) {
+		for _, p := range d.Panels {
+			for _, q := range p.Targets {
+				if q.RawSQL == "" {
+					continue
+				}
+				if _, err := rows(t.Context(), db, expand(q.RawSQL, "srv-001", "cpu_usage_percent"), q.Format); err != nil {
+					t.Errorf("%s, %s: %v", d.UID, p.Title, err)
+				}
+			}
+		}
+		for _, v := range d.Templating.List {
+			if _, err := rows(t.Context(), db, v.Query, "table"); err != nil {
+				t.Errorf("%s, variable %s: %v", d.UID, v.Name, err)
+			}
+		}
+	}
+}
+
+// mayBeEmpty are panels that a platform that is well, or new, has nothing for.
+var mayBeEmpty = map[string]bool{
+	"Checks that failed": true, "Steps that failed": true, "Deliveries that have been failing": true,
+	"Events that failed, by function and outcome": true, "Drift by column, in units of its limit": true,
+	"Share of columns that drifted": true, "State of each model": true, "Decisions": true, "Runs": true,
+	"By severity, 24 h": true, "By metric, 24 h": true, "Anomalies by severity": true, "The latest anomalies": true,
+	"$metric of $entity": true, "Requests, 50th and 99th percentile": true, "Training-serving skew: values that differ": true,
+	"Power: predicted and actual": true, "Lookups of entities by outcome": true,
+}
+
+// TestPanelsGiveRows asks a running platform: PANELS_DATABASE_URL is its warehouse,
+// PANELS_PROMETHEUS_URL a Prometheus that scrapes it.
+func TestPanelsGiveRows(t *testing.T) {
+	address, prometheus := os.Getenv("PANELS_DATABASE_URL"), os.Getenv("PANELS_PROMETHEUS_URL")
+	if address == "" {
+		t.Skip("PANELS_DATABASE_URL is not set: `make test-console` sets it")
+	}
+	db, err := warehouse.Config{URL: address, MaxConns: 2}.Open(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	for _, d := range load(t) {
+		for _, p := range d.Panels {
+			n := 0
+			for _, q := range p.Targets {
+				var found int
+				var err error
+				switch {
+				case q.RawSQL != "":
+					found, err = rows(t.Context(), db, expand(q.RawSQL, "srv-001", "cpu_usage_percent"), q.Format)
+				case prometheus != "":
+					found, err = samples(t.Context(), prometheus, q.Expr)
+				default:
+					found = 1 // nobody to ask
+				}
+				if err != nil {
+					t.Errorf("%s, %s: %v", d.UID, p.Title, err)
+				}
+				n += found
+			}
+			t.Logf("%-22s %-50s %d", d.UID, p.Title, n)
+			if n == 0 && !mayBeEmpty[p.Title] {
+				t.Errorf("%s, %s: no rows", d.UID, p.Title)
+			}
+		}
+	}
+}
+
+// rows runs a query as Grafana would and counts its rows. Those of a time series need a
+// column of times.
+func rows(ctx context.Context, db *warehouse.DB, sql, format string) (int, error) {
+	found, err := db.Query(ctx, sql)
+	if err != nil {
+		return 0, err
+	}
+	timed := false
+	for _, f := range found.FieldDescriptions() {
+		timed = timed || f.Name == "time"
+	}
+	if format == "time_series" && !timed {
+		found.Close()
+		return 0, fmt.Errorf("no column \"time\" in %s", sql)
+	}
+	list, err := pgx.CollectRows(found, pgx.RowToMap)
+	if err != nil {
+		return 0, fmt.Errorf("%w in %s", err, sql)
+	}
+	for _, row := range list {
+		for _, v := range row {
+			if v != nil {
+				return len(list), nil
+			}
+		}
+	}
+	return 0, nil // one row of nulls is what an aggregate gives of nothing
+}
+
+func samples(ctx context.Context, prometheus, expr string) (int, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, prometheus+"/api/v1/query?"+url.Values{"query": {expr}}.Encode(), nil)
+	if err != nil {
+		return 0, err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return 0, err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return 0, err
+	}
+	var answer struct {
+		Status, Error string
+		Data          struct{ Result []json.RawMessage }
+	}
+	if err := json.Unmarshal(body, &answer); err != nil || answer.Status != "success" {
+		return 0, fmt.Errorf("%s: %s%v in %s", resp.Status, answer.Error, err, expr)
+	}
+	return len(answer.Data.Result), nil
+}
+
+// macros are Grafana's, for PostgreSQL.
+var (
+	groupAlias = regexp.MustCompile(`\$__timeGroupAlias\(([^,()]+), ([^()]+)\)`)
+	group      = regexp.MustCompile(`\$__timeGroup\(([^,()]+), ([^()]+)\)`)
+	filter     = regexp.MustCompile(`\$__timeFilter\(([^()]+)\)`)
+)
+
+// expand does what Grafana does with a query, for the last 15 minutes.
+func expand(sql, entity, metric string) string {
+	to := time.Now().UTC()
+	from := to.Add(-15 * time.Minute)
+	at := func(t time.Time) string { return "'" + t.Format(time.RFC3339) + "'" }
+	const bucket = `floor(extract(epoch from $1) / 10) * 10`
+	sql = groupAlias.ReplaceAllString(sql, strings.ReplaceAll(bucket, "$1", "${1}")+` AS "time"`)
+	sql = group.ReplaceAllString(sql, strings.ReplaceAll(bucket, "$1", "${1}"))
+	sql = filter.ReplaceAllString(sql, "${1} BETWEEN "+at(from)+" AND "+at(to))
+	return strings.NewReplacer("$__timeFrom()", at(from), "$__timeTo()", at(to), "${entity}", entity, "${metric}", metric).Replace(sql)
+}
