@@ -9,6 +9,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/millrace-dev/millrace/shared/online"
 )
 
 // WarehouseStatus is about gold and the steps that fill it.
@@ -90,7 +92,7 @@ func (c *collector) measureFeatures(ctx context.Context) (FeatureStatus, error) 
 	if c.parts.redis.client == nil {
 		return found, nil
 	}
-	const page, most = 5000, 100_000
+	const page, most = 1000, 20_000
 	client := c.parts.redis.client
 	seen, cursor := int64(0), uint64(0)
 	for {
@@ -100,9 +102,9 @@ func (c *collector) measureFeatures(ctx context.Context) (FeatureStatus, error) 
 		}
 		for _, key := range keys {
 			switch {
-			case strings.HasPrefix(key, "fs:user_product:"):
+			case strings.HasPrefix(key, online.UserProductPrefix):
 				found.Entities++
-			case strings.HasPrefix(key, "fs:session:"):
+			case strings.HasPrefix(key, online.SessionPrefix):
 				found.Sessions++
 			}
 		}

@@ -17,7 +17,7 @@ type Load struct {
 
 // loadsKey is a sorted set of loads by when they came to gold. It is here, and not
 // in the warehouse, so that it is lost with what it tells of.
-const loadsKey = "fs:loads"
+const loadsKey = "f2:loads"
 
 // Retention is how long after their arrival events can matter here.
 func (s *Store) Retention() time.Duration { return max(s.sessionTTL, s.featureTTL+grace) }

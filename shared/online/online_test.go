@@ -91,20 +91,33 @@ func dump(t testing.TB, s *Store) map[string]map[string]string {
 	all := map[string]map[string]string{}
 	iter := s.redis.Scan(t.Context(), 0, "*", 1000).Iterator()
 	for iter.Next(t.Context()) {
-		if iter.Val() == epochKey {
-			continue
+		key := iter.Val()
+		var err error
+		switch {
+		case key == epochKey:
+		case strings.HasPrefix(key, SessionPrefix):
+			all[key], err = s.redis.HGetAll(t.Context(), key).Result()
+			all[key]["f"] = withoutPart(all[key]["f"], 4)
+		default:
+			var text string
+			text, err = s.redis.Get(t.Context(), key).Result()
+			all[key] = map[string]string{"": withoutPart(text, 1)}
 		}
-		fields, err := s.redis.HGetAll(t.Context(), iter.Val()).Result()
 		if err != nil {
 			t.Fatal(err)
 		}
-		delete(fields, "a")
-		all[iter.Val()] = fields
 	}
 	if err := iter.Err(); err != nil {
 		t.Fatal(err)
 	}
 	return all
+}
+
+// withoutPart takes a part out of a packed text, by its number among those that a
+// blank ends.
+func withoutPart(text string, number int) string {
+	parts := strings.SplitN(text, " ", number+2)
+	return strings.Join(slices.Delete(parts, number, number+1), " ")
 }
 
 func TestWrittenIsRead(t *testing.T) {
@@ -150,8 +163,8 @@ func TestStaleIsToldFromUnknown(t *testing.T) {
 	if r := get(t, s, UserProduct(1, 2)); !r.Found || !r.Stale {
 		t.Errorf("a day later: found %v, stale %v", r.Found, r.Stale)
 	}
-	for key, most := range map[string]time.Duration{"fs:session:s": 25 * time.Hour, "fs:user_product:1:2": 25 * time.Hour} {
-		if ttl := s.redis.PTTL(t.Context(), key).Val(); ttl > most || ttl < most-time.Hour {
+	for key, most := range map[string]time.Duration{"f2:s:s": 25*time.Hour + s.expirySlack(), "f2:p:1:2": 25 * time.Hour} {
+		if ttl := s.redis.PTTL(t.Context(), key).Val(); ttl > most || ttl < most-2*time.Hour {
 			t.Errorf("%s expires in %s, not in %s", key, ttl, most)
 		}
 	}
@@ -230,9 +243,9 @@ func TestRedeliveryAndReorderingOfSessionsChangeNothing(t *testing.T) {
 				t.Fatalf("seed %d: another order gives another state (-first +this):\n%s", seed, diff)
 			}
 			for name, list := range sessions { // all of it again
-				ttl := s.redis.PTTL(t.Context(), "fs:session:"+name).Val()
+				ttl := s.redis.PTTL(t.Context(), SessionPrefix+name).Val()
 				put(t, s, list...)
-				if after := s.redis.PTTL(t.Context(), "fs:session:"+name).Val(); after > ttl {
+				if after := s.redis.PTTL(t.Context(), SessionPrefix+name).Val(); after > ttl {
 					t.Errorf("a second delivery made a session live from %s to %s", ttl, after)
 				}
 			}
@@ -325,7 +338,7 @@ func TestRestoredSessionGoesOn(t *testing.T) {
 	if r := get(t, s, UserProduct(9, 9)); r.Found {
 		t.Errorf("what has expired was restored: %+v", r)
 	}
-	if ttl := s.redis.PTTL(t.Context(), "fs:session:s").Val(); ttl < 23*time.Hour {
+	if ttl := s.redis.PTTL(t.Context(), "f2:s:s").Val(); ttl < 23*time.Hour {
 		t.Errorf("the ranks expire in %s", ttl)
 	}
 }
@@ -436,12 +449,17 @@ func TestOddTextsAreKept(t *testing.T) {
 func TestForeignDataIsAnError(t *testing.T) {
 	s := open(t)
 	for i, write := range []func(key string) error{
-		func(key string) error { return s.redis.Set(t.Context(), key, "x", 0).Err() },
 		func(key string) error { return s.redis.HSet(t.Context(), key, "t", "x").Err() },
-		func(key string) error { return s.redis.HSet(t.Context(), key, "t", "1").Err() },
-		func(key string) error { return s.redis.HSet(t.Context(), key, "t", "1", "a", "1", "price", "x").Err() },
+		func(key string) error { return s.redis.Set(t.Context(), key, "x", 0).Err() },
+		func(key string) error { return s.redis.Set(t.Context(), key, strings.Repeat("1", 37), 0).Err() },
+		func(key string) error {
+			return s.redis.Set(t.Context(), key, strings.Repeat("1", 37)+" 1 \x00\x01x", 0).Err()
+		},
+		func(key string) error {
+			return s.redis.Set(t.Context(), key, strings.Repeat("1", 37)+" 1 \xff", 0).Err()
+		},
 	} {
-		key := fmt.Sprintf("fs:user_product:1:%d", i)
+		key := fmt.Sprintf("f2:p:1:%d", i)
 		if err := write(key); err != nil {
 			t.Fatal(err)
 		}
@@ -452,8 +470,9 @@ func TestForeignDataIsAnError(t *testing.T) {
 }
 
 func FuzzAnswer(f *testing.F) {
-	f.Add("*8\r\n$18\r\n063705952812000000\r\n$1\r\n1\r\n$0\r\n\r\n$1\r\n5\r\n$1\r\n1\r\n$-1\r\n$1\r\na\r\n$1\r\n1\r\n")
-	f.Add("*8\r\n$-1\r\n")
+	f.Add("$63\r\n0637059528120000000000000010000000000 1574000000000 \x00\x015\x011\x00\x01a1\r\n")
+	f.Add("$1\r\n1\r\n")
+	f.Add("$-1\r\n")
 	f.Add("-WRONGTYPE x\r\n")
 	f.Fuzz(func(t *testing.T, answer string) {
 		var r Row
@@ -570,5 +589,113 @@ func BenchmarkGet(b *testing.B) {
 				return n
 			})
 		})
+	}
+}
+
+// A store that an older version has written counts as one that has lost its data.
+func TestOlderLayoutIsNotLookedAt(t *testing.T) {
+	s := connect(t, redistest.Start(t).URL)
+	for _, command := range [][]any{
+		{"set", "fs:epoch", "2026-01-01T00:00:00Z"},
+		{"hset", "fs:session:s", "v", "00000000700000000000000000000", "t", "063705952812000000", "a", "1574000000000", "n", "7"},
+	} {
+		if err := s.redis.Do(t.Context(), command...).Err(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	e := entry(event("s", 0, 1, 2, 3))
+	if _, _, err := s.Put(t.Context(), []Entry{e}); !errors.Is(err, ErrEmpty) {
+		t.Fatalf("error %v", err)
+	}
+	if _, err := s.Restore(t.Context(), []Known{{e, 7, time.Now()}}); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Begin(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if ranks := put(t, s, entry(event("s", 1, 1, 2, 3)), e); !slices.Equal(ranks, []int64{8, 7}) {
+		t.Errorf("ranks %v", ranks)
+	}
+}
+
+// Ranks outlive the features where that is asked for, whoever writes in between.
+func TestRanksLiveAsLongAsTheyHaveTo(t *testing.T) {
+	c := config(redistest.Start(t).URL)
+	c.SessionTTL = 48 * time.Hour
+	s, err := c.Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Close() })
+	if err := s.Begin(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	at := time.Now()
+	s.now = func() time.Time { return at }
+	pushed := Pushed{Key: Session("s"), EventTime: start}
+	pushed.Features[features.ActivityCount] = features.OfInt(7)
+	for i, step := range []func(){
+		func() { put(t, s, entry(event("s", 0, 1, 2, 3))) },
+		func() { put(t, s, entry(event("s", 1, 1, 2, 3))) },
+		func() {
+			if _, err := s.Push(t.Context(), []Pushed{pushed}); err != nil {
+				t.Error(err)
+			}
+		},
+		func() { put(t, s, entry(event("s", 2, 1, 2, 3))) }, // its rank is below the pushed one
+		func() { at = at.Add(s.expirySlack()); put(t, s, entry(event("s", 3, 1, 2, 3))) },
+		func() {
+			if _, err := s.Materialize(t.Context(), []Known{{entry(event("s", 4, 1, 2, 3)), 9, at.Add(-time.Hour)}}); err != nil {
+				t.Error(err)
+			}
+		},
+	} {
+		step()
+		least := at.Add(48*time.Hour).Sub(time.Now()) - time.Minute
+		if ttl := s.redis.PTTL(t.Context(), "f2:s:s").Val(); ttl < least-s.expirySlack() || ttl > 48*time.Hour+s.expirySlack() {
+			t.Errorf("step %d: the ranks expire in %s", i, ttl)
+		}
+	}
+	if ranks := put(t, s, entry(event("s", 5, 1, 2, 3))); ranks[0] != 5 {
+		t.Errorf("rank %d", ranks[0])
+	}
+}
+
+// BenchmarkMemory tells what an entity costs in Redis: of sessions of ten events each on
+// a product of its own.
+func BenchmarkMemory(b *testing.B) {
+	const sessions, events = 2000, 10
+	s := open(b)
+	used := func() float64 {
+		text, err := s.redis.Info(b.Context(), "memory").Result()
+		if err != nil {
+			b.Fatal(err)
+		}
+		_, text, _ = strings.Cut(text, "used_memory:")
+		text, _, _ = strings.Cut(text, "\r\n")
+		n, err := strconv.ParseFloat(text, 64)
+		if err != nil {
+			b.Skip("this Redis does not tell what memory it uses")
+		}
+		return n
+	}
+	write := func(first, products int) float64 {
+		before := used()
+		for i := range sessions {
+			session := fmt.Sprintf("%08d-0000-4000-8000-000000000000", first+i)
+			batch := make([]Entry, events)
+			for j := range batch {
+				batch[j] = entry(event(session, j, int64(500_000_000+first+i), int64(1_000_000+j%products), 1029.37))
+			}
+			put(b, s, batch...)
+		}
+		return used() - before
+	}
+	write(0, 1) // tables of keys grow in steps
+	for i := range b.N {
+		one := write((2*i+1)*sessions, 1) / sessions
+		ten := write((2*i+2)*sessions, events) / sessions
+		b.ReportMetric((ten-one)/(events-1), "B/user_product")
+		b.ReportMetric(one-(ten-one)/(events-1), "B/session_of_10")
 	}
 }

@@ -1,15 +1,27 @@
--- Writes the features of entities that a client pushed.
+-- Writes the features of entities that a client pushed; see package online.
 --
--- KEYS: the entities. ARGV: how many arguments an entity has; then of each its
--- version, time, arrival and TTL, and its features' names and values.
-local width, written = tonumber(ARGV[1]), 0
+-- KEYS: the entities. ARGV: session or user_product, which all of them are; their TTL;
+-- then of each its version and the rest of its text.
+local call, match, written = redis.call, string.match, 0
 for i, key in ipairs(KEYS) do
-  local at = 2 + (i - 1) * width
-  local old = redis.call('HGET', key, 'v')
-  if not old or old < ARGV[at] then
-    redis.call('HSET', key, 'v', ARGV[at], 't', ARGV[at + 1], 'a', ARGV[at + 2], unpack(ARGV, at + 4, at + width - 1))
-    redis.call('PEXPIRE', key, ARGV[at + 3])
-    written = written + 1
+  local version, rest = ARGV[2 * i + 1], ARGV[2 * i + 2]
+  if ARGV[1] == 'session' then
+    local old = call('HGET', key, 'f')
+    local count, place = '0', nil
+    if old then
+      count, place = match(old, '^(%d+) (%d+) ')
+    end
+    if not place or tonumber(place) < tonumber(version) then
+      call('HSET', key, 'f', count .. ' ' .. version .. rest)
+      call('PEXPIRE', key, ARGV[2])
+      written = written + 1
+    end
+  else
+    local old = call('GET', key)
+    if not old or (match(old, '^(%d+) ') or '') < version then
+      call('SET', key, version .. rest, 'PX', ARGV[2])
+      written = written + 1
+    end
   end
 end
 return written

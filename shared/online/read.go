@@ -2,9 +2,9 @@ package online
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -42,21 +42,6 @@ type Row struct {
 	EventTime, Arrival time.Time
 }
 
-// fields are what is read of an entity of a view, in one HMGET.
-var fields = map[*features.View][]string{
-	&features.UserProduct: viewFields(&features.UserProduct),
-	&features.Session:     viewFields(&features.Session),
-}
-
-func viewFields(v *features.View) []string {
-	all := features.All()
-	list := []string{"t", "a"}
-	for _, place := range v.Features {
-		list = append(list, all[place].Name)
-	}
-	return list
-}
-
 // Get reads entities, in one round trip. There is one row a key, in order. The error
 // says what is wrong with Redis.
 func (s *Store) Get(ctx context.Context, keys []Key) ([]Row, error) {
@@ -72,13 +57,10 @@ func (s *Store) Get(ctx context.Context, keys []Key) ([]Row, error) {
 	for i := range keys {
 		k := &keys[i]
 		if text = text[:0]; k.view == &features.Session {
-			text = appendSessionKey(text, k.session)
+			cmds[i] = redis.NewRawCmd(ctx, "hget", string(appendSessionKey(text, k.session)), "f")
 		} else {
-			text = appendUserProductKey(text, k.user, k.product)
+			cmds[i] = redis.NewRawCmd(ctx, "get", string(appendUserProductKey(text, k.user, k.product)))
 		}
-		command := slices.Clone(hmget[k.view])
-		command[1] = string(text)
-		cmds[i] = redis.NewRawCmd(ctx, command...)
 		if err := pipe.Process(ctx, cmds[i]); err != nil {
 			return nil, fmt.Errorf("reading features: %w", err)
 		}
@@ -96,59 +78,72 @@ func (s *Store) Get(ctx context.Context, keys []Key) ([]Row, error) {
 	return rows, nil
 }
 
-// hmget are the commands that read entities of a view, but for the key.
-var hmget = func() map[*features.View][]any {
-	commands := map[*features.View][]any{}
-	for view, list := range fields {
-		command := []any{"hmget", ""}
-		for _, field := range list {
-			command = append(command, field)
-		}
-		commands[view] = command
-	}
-	return commands
-}()
-
-// read takes an entity from the answer to its HMGET.
+// read takes an entity from the answer to its command.
 func (r *Row) read(v *features.View, answer string) error {
 	// An error is the whole of an answer.
 	if strings.HasPrefix(answer, "-") {
 		return errors.New(strings.TrimSpace(answer[1:]))
 	}
-	head, rest, _ := strings.Cut(answer, "\r\n")
-	if head != "*"+strconv.Itoa(2+len(v.Features)) {
-		return errAnswer
-	}
-	var value string
-	var ok bool
-	var err error
-	if value, ok, rest, err = next(rest); err != nil || !ok {
+	text, ok, _, err := next(answer)
+	if err != nil || !ok {
 		return err // or there is no such entity
 	}
-	if r.EventTime, err = parseTime(value); err != nil {
+	var at string
+	if v == &features.Session {
+		for range 3 { // the last rank, the rank and the change
+			_, text, _ = strings.Cut(text, " ")
+		}
+		at, text, _ = strings.Cut(text, " ")
+	} else {
+		at, text, _ = strings.Cut(text, " ")
+		if len(at) < versionDigits {
+			return errText
+		}
+		at = at[:timeDigits]
+	}
+	if r.EventTime, err = parseTime(at); err != nil {
 		return err
 	}
-	if value, _, rest, err = next(rest); err != nil {
-		return err
-	}
-	ms, err := strconv.ParseInt(value, 10, 64)
+	at, text, _ = strings.Cut(text, " ")
+	ms, err := strconv.ParseInt(at, 10, 64)
 	if err != nil {
 		return fmt.Errorf("it has no arrival: %w", err)
 	}
 	r.Arrival = time.UnixMilli(ms).UTC()
-	for _, place := range v.Features {
-		if value, _, rest, err = next(rest); err != nil {
-			return err
+	for _, place := range stated[v] {
+		n, size := uvarint(text)
+		if size <= 0 || n > uint64(len(text)-size) {
+			return errText
 		}
+		value := text[size : size+int(n)]
 		if r.Features[place], err = types[place].ParseText(value); err != nil {
 			return fmt.Errorf("%s: %w", names[place], err)
+		}
+		text = text[size+int(n):]
+	}
+	if len(stated[v]) < len(v.Features) {
+		if r.Features[features.ActivityCount], err = types[features.ActivityCount].ParseText(text); err != nil {
+			return fmt.Errorf("%s: %w", names[features.ActivityCount], err)
 		}
 	}
 	r.Found = true
 	return nil
 }
 
-var errAnswer = errors.New("the answer is not that of HMGET")
+// uvarint is binary.Uvarint of a text.
+func uvarint(text string) (n uint64, size int) {
+	for i := 0; i < len(text) && i < binary.MaxVarintLen32; i++ {
+		n |= uint64(text[i]&0x7f) << (7 * i)
+		if text[i] < 0x80 {
+			return n, i + 1
+		}
+	}
+	return 0, 0
+}
+
+var errText = errors.New("it is not packed as it has to be")
+
+var errAnswer = errors.New("the answer is none of a text")
 
 // next takes a bulk string off an answer, in the second version of the protocol; ok
 // is false for null.
@@ -187,29 +182,32 @@ type Pushed struct {
 // time of the event; what Put wrote goes before a row of the same time.
 func (s *Store) Push(ctx context.Context, rows []Pushed) (written int, err error) {
 	now := s.now()
-	ttl := strconv.FormatInt((s.featureTTL + grace).Milliseconds(), 10)
-	// A call for each view, since its rows have the same number of features.
-	for view, names := range fields {
+	arrival := appendDigits(nil, uint64(now.UnixMilli()), arrivalDigits)
+	// A call for each view.
+	for view, places := range stated {
 		var keys []string
-		args := []any{4 + 2*len(view.Features)}
+		args := []any{"user_product", (s.featureTTL + grace).Milliseconds()}
+		if view == &features.Session {
+			args[0], args[1] = "session", s.sessionExpiry(now).Sub(now).Milliseconds()
+		}
 		for i := range rows {
 			r := &rows[i]
 			if r.Key.view != view {
 				continue
 			}
-			var key, version []byte
+			var key, version, rest []byte
 			if view == &features.Session {
 				key = appendSessionKey(nil, r.Key.session)
-				version = appendDigits(nil, uint64(r.Features[features.ActivityCount].Int()), 9)
+				version = strconv.AppendInt(nil, r.Features[features.ActivityCount].Int(), 10)
+				rest = append(appendTime([]byte("  "), r.EventTime), ' ') // without a change
 			} else {
 				key = appendUserProductKey(nil, r.Key.user, r.Key.product)
-				version = appendDigits(appendDigits(appendTime(nil, r.EventTime), 0, 9), 0, 12)
+				version = appendDigits(appendTime(nil, r.EventTime), 0, rankDigits+tieDigits)
+				rest = []byte{' '}
 			}
-			keys = append(keys, string(key))
-			args = append(args, appendDigits(version, 0, 20), appendTime(nil, r.EventTime), now.UnixMilli(), ttl)
-			for i, place := range view.Features {
-				args = append(args, names[i+2], string(r.Features[place].AppendText(nil)))
-			}
+			rest = appendValues(append(append(rest, arrival...), ' '), &r.Features, places)
+			rest = r.Features[features.ActivityCount].AppendText(rest)
+			keys, args = append(keys, string(key)), append(args, version, rest)
 		}
 		if len(keys) == 0 {
 			continue

@@ -20,7 +20,13 @@ import (
 // was written. Restore what can be restored, then call Begin.
 var ErrEmpty = errors.New("the online store is empty: it is new, or has lost its data")
 
-const epochKey = "fs:epoch"
+// Prefixes of the keys of entities.
+const (
+	SessionPrefix     = "f2:s:"
+	UserProductPrefix = "f2:p:"
+)
+
+const epochKey = "f2:epoch"
 
 var (
 	//go:embed write.lua
@@ -28,40 +34,36 @@ var (
 	//go:embed push.lua
 	pushLua string
 
-	writeScript = redis.NewScript(buildWrite())
+	writeScript = redis.NewScript(writeLua)
 	pushScript  = redis.NewScript(pushLua)
 )
 
-// stated are the features that events say themselves, whose values the script gets.
-var stated = func() (places []int) {
-	for i := range features.Count {
-		if i != features.ActivityCount {
-			places = append(places, i)
-		}
-	}
-	return places
-}()
+// stated are the features of the views that events say themselves: all but the rank.
+var stated = map[*features.View][]int{
+	&features.Session:     statedOf(&features.Session),
+	&features.UserProduct: statedOf(&features.UserProduct),
+}
 
-// buildWrite puts the names of the features and where their values stand into the
-// script.
-func buildWrite() string {
-	all := features.All()
-	fields := func(v *features.View) string {
-		var list []string
-		for _, place := range v.Features {
-			value := "rank"
-			if i := slices.Index(stated, place); i >= 0 {
-				value = fmt.Sprintf("ARGV[at + %d]", i+1)
-			}
-			list = append(list, "'"+all[place].Name+"', "+value)
+func statedOf(v *features.View) []int {
+	return slices.DeleteFunc(slices.Clone(v.Features), func(place int) bool { return place == features.ActivityCount })
+}
+
+var statedSession, statedPair = stated[&features.Session], stated[&features.UserProduct]
+
+// appendValues packs the values of features, each with its length before it.
+func appendValues(dst []byte, vector *features.Vector, places []int) []byte {
+	for _, place := range places {
+		// Its length takes a byte unless it is long.
+		from := len(dst)
+		dst = vector[place].AppendText(append(dst, 0))
+		if n := len(dst) - from - 1; n < 0x80 {
+			dst[from] = byte(n)
+		} else {
+			text := string(dst[from+1:])
+			dst = append(binary.AppendUvarint(dst[:from], uint64(n)), text...)
 		}
-		return strings.Join(list, ", ")
 	}
-	return strings.NewReplacer(
-		"SESSION_FIELDS", fields(&features.Session),
-		"PAIR_FIELDS", fields(&features.UserProduct),
-		"WIDTH", strconv.Itoa(len(stated)+1),
-	).Replace(writeLua)
+	return dst
 }
 
 // Entry is an event to write, with its natural key.
@@ -90,10 +92,11 @@ func (s *Store) Put(ctx context.Context, entries []Entry) (ranks []int64, writte
 	if len(entries) == 0 {
 		return nil, 0, nil
 	}
-	b := newBatch(len(entries), true)
+	b := s.newBatch(len(entries), true)
 	now := s.now()
+	p := packing{sessionTTL: s.sessionExpiry(now).Sub(now), pairTTL: s.featureTTL + grace, arrival: now, keep: true}
 	for i := range entries {
-		b.add(&entries[i], packing{sessionTTL: s.sessionTTL, pairTTL: s.featureTTL + grace, arrival: now, keep: true})
+		b.add(&entries[i], p)
 	}
 	return s.write(ctx, b)
 }
@@ -111,13 +114,13 @@ func (s *Store) Restore(ctx context.Context, known []Known) (written int, err er
 }
 
 func (s *Store) known(ctx context.Context, known []Known, begun bool) (int, error) {
-	b := newBatch(len(known), begun)
+	b := s.newBatch(len(known), begun)
 	now := s.now()
 	for i := range known {
 		k := &known[i]
 		age := now.Sub(k.Arrival)
 		p := packing{
-			rank: k.Rank, sessionTTL: s.sessionTTL - age, pairTTL: s.featureTTL + grace - age, arrival: k.Arrival,
+			rank: k.Rank, sessionTTL: s.sessionExpiry(k.Arrival).Sub(now), pairTTL: s.featureTTL + grace - age, arrival: k.Arrival,
 			keep: !begun,
 		}
 		if p.pairTTL > 0 {
@@ -156,13 +159,23 @@ type batch struct {
 	text []byte
 }
 
-func newBatch(n int, begun bool) *batch {
-	b := &batch{keys: make([]string, 1, 1+2*n), args: make([]any, 1, 1+(len(stated)+1)*n)}
-	b.keys[0], b.args[0] = epochKey, "0"
+func (s *Store) newBatch(n int, begun bool) *batch {
+	b := &batch{keys: make([]string, 1, 1+2*n), args: make([]any, 2, 2+3*n)}
+	b.keys[0], b.args[0], b.args[1] = epochKey, "0", s.expirySlack().Milliseconds()
 	if begun {
 		b.args[0] = "1"
 	}
 	return b
+}
+
+// expirySlack is how much later than it has to a session may expire: those events that
+// arrive within one such time leave the expiry as it is.
+func (s *Store) expirySlack() time.Duration { return (s.sessionTTL / 24).Truncate(time.Millisecond) }
+
+// sessionExpiry is when a session expires whose last event arrived then.
+func (s *Store) sessionExpiry(arrival time.Time) time.Time {
+	slack := s.expirySlack().Milliseconds()
+	return time.UnixMilli((arrival.UnixMilli()/slack + 1) * slack).Add(s.sessionTTL)
 }
 
 // packing is what the script has to know of an event besides the event.
@@ -174,11 +187,11 @@ type packing struct {
 }
 
 // add appends an event. The packed text has these digits, but for the first part:
-// 16 bytes of the event's hash, 18 of its time, 12 that decide between events of
-// one time and rank, 20 of a correction's log position, 9 of the rank if it is
-// known, 11 each of the TTLs of the session and the pair in milliseconds, 14 of the
-// arrival in milliseconds, and the flags correction and keep. Digits, since the order
-// of other characters is up to the locale that Redis runs in.
+// 16 bytes of the event's hash, 18 of its time, 10 that decide between events of
+// one time and rank, 13 of the arrival in milliseconds, 11 each of the TTLs of the
+// session and the pair in milliseconds, the flags keep and correction, 9 of the rank if
+// it is known, and 20 of a correction's log position if there is one. Digits, since the
+// order of other characters is up to the locale that Redis runs in.
 func (b *batch) add(e *Entry, p packing) {
 	text := appendSessionKey(b.text[:0], e.Event.Session)
 	sessionEnd := len(text)
@@ -187,42 +200,41 @@ func (b *batch) add(e *Entry, p packing) {
 
 	text = append(text, e.Hash[:16]...)
 	text = appendTime(text, e.Event.Time)
-	text = appendDigits(text, uint64(binary.BigEndian.Uint32(e.Hash[:])), 12)
-	var change uint64
-	correction := byte('0')
-	if e.Event.Op == "u" {
-		if change = e.Event.LSN; change == 0 {
-			correction = '1' // the last one to come
-		}
-	}
-	text = appendDigits(text, change, 20)
-	text = appendDigits(text, uint64(p.rank), 9)
+	text = appendDigits(text, uint64(binary.BigEndian.Uint32(e.Hash[:])), tieDigits)
+	text = appendDigits(text, uint64(p.arrival.UnixMilli()), arrivalDigits)
 	text = appendDigits(text, uint64(p.sessionTTL.Milliseconds()), 11)
 	text = appendDigits(text, uint64(p.pairTTL.Milliseconds()), 11)
-	text = appendDigits(text, uint64(p.arrival.UnixMilli()), 14)
-	text = append(text, correction)
-	if p.keep {
-		text = append(text, '1')
-	} else {
-		text = append(text, '0')
+	text = appendFlag(text, p.keep)
+	// A correction without a position is the last one to come.
+	text = appendFlag(text, e.Event.Op == "u" && e.Event.LSN == 0)
+	text = appendDigits(text, uint64(p.rank), rankDigits)
+	if e.Event.Op == "u" && e.Event.LSN != 0 {
+		text = appendDigits(text, e.Event.LSN, 20)
 	}
 	packedEnd := len(text)
-	var ends [features.Count]int
 	vector := features.Of(&e.Event, 0)
-	for i, place := range stated {
-		text = vector[place].AppendText(text)
-		ends[i] = len(text)
-	}
+	text = appendValues(text, &vector, statedSession)
+	valuesEnd := len(text)
+	text = appendValues(text, &vector, statedPair)
 	b.text = text
 
 	all := string(text) // one allocation an event
 	b.keys = append(b.keys, all[:sessionEnd], all[sessionEnd:pairEnd])
-	b.args = append(b.args, all[pairEnd:packedEnd])
-	from := packedEnd
-	for i := range stated {
-		b.args = append(b.args, all[from:ends[i]])
-		from = ends[i]
+	b.args = append(b.args, all[pairEnd:packedEnd], all[packedEnd:valuesEnd], all[valuesEnd:])
+}
+
+const (
+	timeDigits, rankDigits, tieDigits = 18, 9, 10
+	arrivalDigits                     = 13
+	// versionDigits are those of a version without a change.
+	versionDigits = timeDigits + rankDigits + tieDigits
+)
+
+func appendFlag(dst []byte, set bool) []byte {
+	if set {
+		return append(dst, '1')
 	}
+	return append(dst, '0')
 }
 
 func (s *Store) write(ctx context.Context, b *batch) (ranks []int64, written int, err error) {
@@ -242,11 +254,11 @@ func (s *Store) write(ctx context.Context, b *batch) (ranks []int64, written int
 }
 
 func appendSessionKey(dst []byte, session string) []byte {
-	return append(append(dst, "fs:session:"...), session...)
+	return append(append(dst, SessionPrefix...), session...)
 }
 
 func appendUserProductKey(dst []byte, user, product int64) []byte {
-	dst = strconv.AppendInt(append(dst, "fs:user_product:"...), user, 10)
+	dst = strconv.AppendInt(append(dst, UserProductPrefix...), user, 10)
 	return strconv.AppendInt(append(dst, ':'), product, 10)
 }
 
@@ -254,7 +266,7 @@ func appendUserProductKey(dst []byte, user, product int64) []byte {
 const timeOffset = 62135596800_000000
 
 func appendTime(dst []byte, t time.Time) []byte {
-	return appendDigits(dst, uint64(t.UnixMicro()+timeOffset), 18)
+	return appendDigits(dst, uint64(t.UnixMicro()+timeOffset), timeDigits)
 }
 
 func parseTime(text string) (time.Time, error) {
