@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -30,7 +31,8 @@ import (
 const patience = 3 * time.Minute
 
 // TestConsole runs the platform with little load and looks at every view at three
-// sizes, then at what is said when PostgreSQL is gone, and when it is back.
+// sizes, runs the queries of Grafana's panels, then looks at what is said when PostgreSQL
+// is gone, and when it is back.
 func TestConsole(t *testing.T) {
 	programs := os.Getenv("TEST_PROGRAMS")
 	if programs == "" {
@@ -74,6 +76,7 @@ func TestConsole(t *testing.T) {
 		}
 	}
 	b.namesOfControls(t)
+	p.panels(t)
 	if errs := b.errors(); len(errs) > 0 {
 		t.Errorf("in the browser's log:\n%s", strings.Join(errs, "\n"))
 	}
@@ -337,6 +340,70 @@ func (p *platform) send(t *testing.T, name, value string) {
 	if resp.StatusCode != http.StatusAccepted {
 		t.Fatalf("the Broker answered %s", resp.Status)
 	}
+}
+
+// panels runs every query of Grafana's panels against the platform, and a Prometheus
+// that scrapes it where there is one.
+func (p *platform) panels(t *testing.T) {
+	t.Helper()
+	database, err := exec.CommandContext(t.Context(), filepath.Join(os.Getenv("TEST_PROGRAMS"), "millrace"), "env", "--state", p.state, "--name", "DATABASE_URL").Output()
+	if err != nil {
+		t.Fatalf("asking for the database's address: %v", err)
+	}
+	cmd := exec.CommandContext(t.Context(), "go", "test", "-count=1", "-run", "^TestPanelsGiveRows$", "-v", "./infra/grafana")
+	cmd.Dir = filepath.Join("..", "..")
+	cmd.Env = append(os.Environ(), "PANELS_DATABASE_URL="+strings.TrimSpace(string(database)), "PANELS_PROMETHEUS_URL="+p.prometheus(t))
+	out, err := cmd.CombinedOutput()
+	t.Logf("panels:\n%s", out)
+	if err != nil {
+		t.Errorf("running the queries of the panels: %v", err)
+	}
+}
+
+// prometheus starts one that scrapes the platform and waits until it has seen every
+// function twice; "" where there is none.
+func (p *platform) prometheus(t *testing.T) string {
+	t.Helper()
+	program, err := exec.LookPath("prometheus")
+	if err != nil {
+		t.Log("there is no prometheus: the queries that it would answer are not run")
+		return ""
+	}
+	text, err := os.ReadFile("../prometheus/prometheus.yml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	rules, err := filepath.Abs("../prometheus/rules.yml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	folder := t.TempDir()
+	config := strings.NewReplacer("127.0.0.1:8080", fmt.Sprintf("127.0.0.1:%d", p.base), "rules.yml", rules).Replace(string(text))
+	if err := os.WriteFile(filepath.Join(folder, "prometheus.yml"), []byte(config), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	address := fmt.Sprintf("127.0.0.1:%d", freePorts(t, 1))
+	cmd := exec.CommandContext(t.Context(), program, "--config.file="+filepath.Join(folder, "prometheus.yml"),
+		"--storage.tsdb.path="+filepath.Join(folder, "data"), "--web.listen-address="+address)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cmd.Process.Signal(syscall.SIGTERM); _ = cmd.Wait() })
+	await(t, "Prometheus to have seen the platform", func() error {
+		for _, query := range []string{`min(up)`, `min(count_over_time(up[1m]) > bool 2)`, `sum(rate(function_events_total[1m])) > bool 0`} {
+			var answer struct {
+				Data struct{ Result []struct{ Value [2]any } }
+			}
+			if err := get("http://"+address+"/api/v1/query?query="+url.QueryEscape(query), &answer); err != nil {
+				return err
+			}
+			if len(answer.Data.Result) != 1 || answer.Data.Result[0].Value[1] != "1" {
+				return fmt.Errorf("%s is %v", query, answer.Data.Result)
+			}
+		}
+		return nil
+	})
+	return "http://" + address
 }
 
 // stopPostgres sends a signal to every process of the platform's PostgreSQL.
