@@ -39,7 +39,7 @@ const (
 	datacenterTopic = "datacenter-metrics"
 	truthSuffix     = ".truth"
 	// datacenterPartitions are those of the topic if it has to be made.
-	datacenterPartitions = 12
+	datacenterPartitions = 6
 )
 
 // unpacedMonday is where the present of unpaced runs starts.

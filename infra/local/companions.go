@@ -17,6 +17,7 @@ type companion struct {
 var companions = []companion{
 	{"cdc", (*parts).cdcSpec},
 	{rowProducer, (*parts).rowProducerSpec},
+	{meterProducer, (*parts).meterProducerSpec},
 }
 
 // startCompanions starts those that this platform has.
