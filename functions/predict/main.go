@@ -112,7 +112,7 @@ func run(ctx context.Context) error {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	p.start(ctx)
-	return function.Run(ctx, c.Function, p, function.WithReady(p.ready), function.WithRoutes(p.routes))
+	return function.Run(ctx, c.Function, p, function.WithReady(p.ready), function.WithRoutes(p.routes), function.WithQuickPosts("/predict", "/v1/models/", "/v2/models/"))
 }
 
 func (c *Config) check() error {

@@ -6,12 +6,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"os/exec"
 	"runtime"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -147,6 +149,39 @@ func TestHTTP2WithoutTLS(t *testing.T) {
 	stop()
 	if err := <-ended; err != nil {
 		t.Error(err)
+	}
+}
+
+// Requests over one connection do not see what handlers noted in the ones before.
+func TestQuickPostsReachTheirRoutes(t *testing.T) {
+	s := newServer(t, Config{}, Each(func(context.Context, event.Event) (*event.Event, error) { return nil, nil }), WithQuickPosts("/things/"),
+		WithRoutes(func(mux *http.ServeMux) {
+			mux.HandleFunc("POST /things/{name}", func(w http.ResponseWriter, r *http.Request) {
+				body, err := io.ReadAll(r.Body)
+				if err != nil {
+					t.Error(err)
+				}
+				answer := r.PathValue("name") + r.PathValue("noted") + string(body)
+				r.SetPathValue("noted", "!")
+				w.Header().Set("Content-Length", strconv.Itoa(len(answer)))
+				_, _ = io.WriteString(w, answer)
+			})
+		}))
+	url, _, _ := serve(t, s)
+	client := &http.Client{}
+	t.Cleanup(client.CloseIdleConnections)
+	for path, want := range map[string]string{"/things/a": "200 a1", "/things/b": "200 b1", "/things/a.b": "200 a.b1", "/": "415", "/things": "404", "/things/a/b": "404"} {
+		for range 2 {
+			answer, err := client.Post(url+path, "text/plain", strings.NewReader("1")) //nolint:noctx // ends with the test
+			if err != nil {
+				t.Fatal(err)
+			}
+			body, err := io.ReadAll(answer.Body)
+			if got := fmt.Sprintf("%d %s", answer.StatusCode, body); err != nil || !strings.HasPrefix(got, want) {
+				t.Errorf("%s: %q %v, want %q", path, got, err, want)
+			}
+			_ = answer.Body.Close()
+		}
 	}
 }
 

@@ -80,11 +80,11 @@ func (c *conn) serve() {
 		}
 	}()
 	for {
-		switch kind, size, err := c.readHead(); {
+		switch kind, size, line, err := c.readHead(); {
 		case err != nil:
 			_ = c.Conn.Close() // the sender is gone, or takes too long
 			return
-		case kind == other || !c.parse(size):
+		case kind == other || !c.parse(size, line):
 			c.leave()
 			return
 		}
@@ -103,30 +103,30 @@ func (c *conn) serve() {
 }
 
 // readHead receives until the kind of the next request is known.
-func (c *conn) readHead() (kind head, size int, err error) {
+func (c *conn) readHead() (kind head, size, line int, err error) {
 	if c.from < c.to {
 		c.began = time.Now()
 	}
 	for {
 		if c.from < c.to {
-			if kind, size = look(c.in[c.from:c.to]); kind != incomplete {
-				return kind, size, nil
+			if kind, size, line = look(c.in[c.from:c.to], c.listener.cfg.Prefixes); kind != incomplete {
+				return kind, size, line, nil
 			}
 			if c.to-c.from >= c.listener.cfg.MaxHeaderBytes {
-				return other, 0, nil // whose error is net/http's to tell
+				return other, 0, 0, nil // whose error is net/http's to tell
 			}
 			if err := c.within(c.listener.cfg.ReadHeaderTimeout); err != nil {
-				return other, 0, err
+				return other, 0, 0, err
 			}
 		} else if err := c.rest(); err != nil {
-			return other, 0, err
+			return other, 0, 0, err
 		}
 		n, err := c.receive(c.room())
 		if c.from == c.to {
 			c.awake()
 		}
 		if n == 0 && err != nil {
-			return other, 0, err
+			return other, 0, 0, err
 		}
 		c.to += n
 	}
@@ -189,19 +189,27 @@ func (c *conn) receive(p []byte) (int, error) {
 }
 
 // parse makes the request of a plain head.
-func (c *conn) parse(size int) bool {
+func (c *conn) parse(size, line int) bool {
 	if len(c.values) > usualFields {
 		c.request.Header, c.values = http.Header{}, nil
 	}
 	clear(c.request.Header)
 	clear(c.values)
 	text := string(c.in[c.from : c.from+size])
-	length, host, values, ok := fields(text, c.request.Header, c.values[:0])
+	length, host, values, ok := fields(text[line:], c.request.Header, c.values[:0])
 	c.values = values
 	if !ok {
 		return false
 	}
 	c.from += size
+	if path := text[len(method) : line-len(version)]; path != c.request.RequestURI || path != "/" {
+		// Whoever handles such a request may note things in it.
+		c.request = http.Request{
+			Method: http.MethodPost, URL: &url.URL{Path: path}, RequestURI: path,
+			Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
+			Header: c.request.Header, Body: c.request.Body, RemoteAddr: c.request.RemoteAddr,
+		}
+	}
 	c.request.Host, c.request.ContentLength, c.left = host, length, length
 	return true
 }

@@ -4,11 +4,13 @@ import (
 	"bytes"
 	"net/http"
 	"net/textproto"
+	"slices"
 	"strings"
 )
 
-// requestLine begins every request that is served here.
-const requestLine = "POST / HTTP/1.1\r\n"
+// requestLine begins a request for the root; requests for other paths begin and end
+// their line in the same way.
+const requestLine, method, version = "POST / HTTP/1.1\r\n", "POST ", " HTTP/1.1\r\n"
 
 // head is what was found out about the head of a request.
 type head int
@@ -19,37 +21,76 @@ const (
 	other                  // net/http shall look at it
 )
 
-// look tells whether b begins with the head of a plain request, and how long the head
-// is. It gives up on a head at the first byte that makes it another one.
-func look(b []byte) (kind head, size int) {
-	n := min(len(b), len(requestLine))
-	if string(b[:n]) != requestLine[:n] {
-		return other, 0
+// look tells whether b begins with the head of a plain request for the root or a path
+// that begins with one of the prefixes, how long the head is and how long its first
+// line. It gives up on a head at the first byte that makes it another one.
+func look(b []byte, prefixes []string) (kind head, size, line int) {
+	kind, line = lookAtLine(b, prefixes)
+	if kind != plain {
+		return kind, 0, 0
 	}
-	for at := n; ; {
+	for at := line; ; {
 		end := bytes.IndexByte(b[at:], '\n')
 		if end < 0 {
-			return incomplete, 0
+			return incomplete, 0, 0
 		}
 		end += at
 		if end == at || b[end-1] != '\r' {
-			return other, 0 // a bare line feed, which some take for a line's end
+			return other, 0, 0 // a bare line feed, which some take for a line's end
 		}
 		if end == at+1 {
-			return plain, end + 1
+			return plain, end + 1, line
 		}
 		at = end + 1
 	}
 }
 
-// fields parses the lines of a plain head into header, whose values share the text
+// lookAtLine is look for the first line.
+func lookAtLine(b []byte, prefixes []string) (kind head, line int) {
+	n := min(len(b), len(requestLine))
+	switch {
+	case string(b[:n]) == requestLine[:n]:
+		if n < len(requestLine) {
+			return incomplete, 0
+		}
+		return plain, n
+	case len(prefixes) == 0 || n <= len(method) || string(b[:len(method)]) != method || b[len(method)] != '/':
+		return other, 0
+	}
+	end := len(method) + 1
+	for end < len(b) && (legalInPath(b[end]) || b[end] == '/' && b[end-1] != '/') {
+		end++
+	}
+	path := b[len(method):end]
+	known := slices.ContainsFunc(prefixes, func(prefix string) bool {
+		n := min(len(path), len(prefix))
+		// Of a path that may go on, its beginning is enough for now.
+		return string(path[:n]) == prefix[:n] && (n == len(prefix) || end == len(b))
+	})
+	rest := min(len(b)-end, len(version))
+	switch {
+	case !known || string(b[end:end+rest]) != version[:rest]:
+		return other, 0
+	case rest < len(version):
+		return incomplete, 0
+	}
+	return plain, end + rest
+}
+
+// legalInPath tells characters that stand for themselves in a path, and make no part of
+// it mean another: without dots there is no "..".
+func legalInPath(c byte) bool {
+	return '0' <= c && c <= '9' || 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || c == '-' || c == '_' || c == ':'
+}
+
+// fields parses the lines of a plain head but the first into header, whose values share the text
 // and, one a field, the space. It returns the body's length and the host. ok is false
 // where anything could be understood in more than one way, or asks for something
 // special: that is left to net/http.
 func fields(text string, header http.Header, space []string) (length int64, host string, values []string, ok bool) {
 	length = -1
 	hosts := 0
-	for rest := text[len(requestLine):]; rest != "\r\n"; {
+	for rest := text; rest != "\r\n"; {
 		line, after, _ := strings.Cut(rest, "\r\n")
 		rest = after
 		name, value, found := strings.Cut(line, ":")

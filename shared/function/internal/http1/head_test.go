@@ -14,6 +14,9 @@ import (
 const usual = "POST / HTTP/1.1\r\nHost: validate.millrace.svc:8080\r\nUser-Agent: Go-http-client/1.1\r\nContent-Length: 2\r\n" +
 	"ce-specversion: 1.0\r\nCe-Id: 1\r\nCE-SOURCE:/a \r\nCe-Unusual:\tx\r\nContent-Type: application/json\r\n\r\n"
 
+// prefixes are of paths that are taken.
+var prefixes = []string{"/predict", "/v2/"}
+
 func TestHead(t *testing.T) {
 	with := func(field string) string { return strings.TrimSuffix(usual, "\r\n") + field + "\r\n\r\n" }
 	for name, c := range map[string]struct {
@@ -49,16 +52,26 @@ func TestHead(t *testing.T) {
 		"GET":                         {"GET / HTTP/1.1\r\nHost: a\r\n\r\n", other},
 		"another path":                {strings.Replace(usual, " / ", " /x ", 1), other},
 		"a query":                     {strings.Replace(usual, " / ", " /?x ", 1), other},
+		"a path of a prefix":          {strings.Replace(usual, " / ", " /v2/models/a_b-1/infer ", 1), plain},
+		"the prefix itself":           {strings.Replace(usual, " / ", " /predict ", 1), plain},
+		"the prefix and more":         {strings.Replace(usual, " / ", " /predict/ ", 1), plain},
+		"less than the prefix":        {strings.Replace(usual, " / ", " /predic ", 1), other},
+		"a path with a query":         {strings.Replace(usual, " / ", " /predict?x ", 1), other},
+		"a path with an escape":       {strings.Replace(usual, " / ", " /predict/%41 ", 1), other},
+		"a path with dots":            {strings.Replace(usual, " / ", " /v2/../x ", 1), other},
+		"a path with two slashes":     {strings.Replace(usual, " / ", " /v2//x ", 1), other},
+		"a path that is cut off":      {"POST /predict\r\n", other},
+		"GET of a path":               {strings.Replace(usual, "POST / ", "GET /predict ", 1), other},
 		"HTTP/1.0":                    {strings.Replace(usual, "1.1", "1.0", 1), other},
 		"HTTP/2":                      {"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", other},
 	} {
 		t.Run(name, func(t *testing.T) {
-			kind, size := look([]byte(c.head + "body"))
+			kind, size, line := look([]byte(c.head+"body"), prefixes)
 			if kind == plain {
 				if size != len(c.head) {
 					t.Fatalf("the head has %d bytes, want %d", size, len(c.head))
 				}
-				if _, _, _, ok := fields(c.head[:size], http.Header{}, nil); !ok {
+				if _, _, _, ok := fields(c.head[line:size], http.Header{}, nil); !ok {
 					kind = other
 				}
 			}
@@ -73,6 +86,8 @@ func TestHead(t *testing.T) {
 // FuzzHead holds every head that is taken against net/http's reading of it.
 func FuzzHead(f *testing.F) {
 	f.Add([]byte(usual + "ok"))
+	f.Add([]byte(strings.Replace(usual, " / ", " /v2/models/a:b/ ", 1)))
+	f.Add([]byte("POST /predict HTTP/1.1\r\nhost: a\r\ncontent-length: 0\r\n\r\n"))
 	f.Add([]byte("POST / HTTP/1.1\r\nhost: [::1]:80\r\ncontent-length: 0\r\nX: a\r\nx:  b \t\r\n\r\nPOST"))
 	f.Add([]byte("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0"))
 	f.Add([]byte("POST / HTTP/1.1\r\nHost: a\r\nContent-Length : 1\r\n X: y\nZ:\r\r\n\r\n"))
@@ -81,17 +96,17 @@ func FuzzHead(f *testing.F) {
 
 func agreesWithNetHTTP(t *testing.T, b []byte) {
 	t.Helper()
-	kind, size := look(b)
+	kind, size, line := look(b, prefixes)
 	if kind != plain {
 		return
 	}
 	for n := range size {
-		if k, _ := look(b[:n]); k != incomplete {
+		if k, _, _ := look(b[:n], prefixes); k != incomplete {
 			t.Fatalf("the first %d of %d bytes are of kind %d", n, size, k)
 		}
 	}
 	header := http.Header{}
-	length, host, _, ok := fields(string(b[:size]), header, nil)
+	length, host, _, ok := fields(string(b[line:size]), header, nil)
 	if !ok {
 		return
 	}
@@ -100,7 +115,7 @@ func agreesWithNetHTTP(t *testing.T, b []byte) {
 	if err != nil {
 		t.Fatalf("net/http refuses what is taken: %v\n%q", err, b)
 	}
-	if request.Method != http.MethodPost || request.RequestURI != "/" || !request.ProtoAtLeast(1, 1) || request.Close ||
+	if request.Method != http.MethodPost || request.RequestURI != string(b[len(method):line-len(version)]) || request.URL.Path != request.RequestURI || !request.ProtoAtLeast(1, 1) || request.Close ||
 		request.TransferEncoding != nil || request.Trailer != nil || request.ContentLength != length || request.Host != host {
 		t.Errorf("taken with length %d and host %q, net/http: %+v\n%q", length, host, request, b)
 	}

@@ -1,7 +1,7 @@
 // Package http1 serves the requests that a function gets most, and leaves all others
 // to net/http.
 //
-// Those are "POST /" in HTTP/1.1 with a Content-Length, over connections that are
+// Those are "POST /", and POST to paths that the function names, in HTTP/1.1 with a Content-Length, over connections that are
 // kept. For these, half of what net/http spends on its own is for what they cannot
 // need: a goroutine and a reader that watch each connection while its request is
 // handled, a context and two buffers a request, chunks, trailers, continuations.
@@ -26,12 +26,15 @@ import (
 	"time"
 )
 
-// Config says how requests are served. All fields are required.
+// Config says how requests are served. All fields but Prefixes are required.
 type Config struct {
 	// Handler handles the requests. It must not keep the request, its header or its
 	// body. It should set Content-Length: without, the connection is closed after the
 	// answer. The request's context is context.Background.
 	Handler http.HandlerFunc
+	// Prefixes begin other paths than "/" whose POST requests are served too, if they
+	// are of nothing but letters, digits, "-", "_", ":" and single slashes.
+	Prefixes []string
 
 	// As in http.Server.
 	ReadHeaderTimeout, ReadTimeout, WriteTimeout, IdleTimeout time.Duration
