@@ -131,14 +131,18 @@ type step struct {
 	done string // the type of the event that says so
 	// stages are those of etl.loads that have come through the step.
 	stages []string
-	run    func(*Steps, context.Context, pgx.Tx, object) (outcome, error)
+	// isolation is what the step needs of its transaction beyond the usual.
+	isolation pgx.TxIsoLevel
+	run       func(*Steps, context.Context, pgx.Tx, object) (outcome, error)
 }
 
 var (
-	bronzeStep = &step{"bronze", events.BronzeLoaded, []string{"bronze", "silver", "gold", "checked"}, (*Steps).bronze}
-	silverStep = &step{"silver", events.SilverTransformed, []string{"silver", "gold", "checked"}, (*Steps).silver}
-	goldStep   = &step{"gold", events.GoldLoaded, []string{"gold", "checked"}, (*Steps).gold}
-	checkStep  = &step{"check", events.GoldChecked, []string{"checked"}, (*Steps).check}
+	bronzeStep = &step{"bronze", events.BronzeLoaded, []string{"bronze", "silver", "gold", "checked"}, "", (*Steps).bronze}
+	silverStep = &step{"silver", events.SilverTransformed, []string{"silver", "gold", "checked"}, "", (*Steps).silver}
+	goldStep   = &step{"gold", events.GoldLoaded, []string{"gold", "checked"}, "", (*Steps).gold}
+	// Facts and dimensions are looked at by several statements, and a step of gold between
+	// two of them may take a dimension away together with the last fact that needs it.
+	checkStep = &step{"check", events.GoldChecked, []string{"checked"}, pgx.RepeatableRead, (*Steps).check}
 )
 
 func stepOf(typ string) *step {
@@ -261,7 +265,8 @@ func repeatable(err error) bool {
 	return false
 }
 
-// maxAttempts bounds how often a step is begun anew after a deadlock.
+// maxAttempts bounds how often a step is begun anew after a deadlock, or after another
+// transaction was first with the same object.
 const maxAttempts = 5
 
 // do runs a step in a transaction and keeps account of it in etl.runs.
@@ -276,7 +281,7 @@ func (s *Steps) do(ctx context.Context, st *step, o object, eventID string) (out
 	const finish = `UPDATE etl.runs SET state = $2, rows = $3, error = nullif($4, ''), seconds = $5, finished_at = clock_timestamp() WHERE run_id = $1`
 	var out outcome
 	for attempt := 1; ; attempt++ {
-		err = pgx.BeginFunc(ctx, s.db, func(tx pgx.Tx) error {
+		err = pgx.BeginTxFunc(ctx, s.db, pgx.TxOptions{IsoLevel: st.isolation}, func(tx pgx.Tx) error {
 			if _, err := tx.Exec(ctx, settings); err != nil {
 				return fmt.Errorf("preparing the transaction: %w", err)
 			}

@@ -103,13 +103,13 @@ func load(t testing.TB, db *warehouse.DB, records []record) {
 			if truth.deleted {
 				deleted = int64(math.MaxInt64)
 			}
-			silver = append(silver, []any{h[:], version, f.position(), f.position(), deleted, f.Time, f.Type, f.ProductID, f.UserID, f.Session, l.Price})
+			silver = append(silver, []any{id, h[:], version, f.position(), f.position(), deleted, f.Time, f.Type, f.ProductID, f.UserID, f.Session, l.Price})
 			if !truth.deleted {
 				gold = append(gold, []any{int64(0), f.position(), version, f.UserID, f.ProductID, int64(5), l.Price, f.Time, f.Time, f.Time.Hour(), 1, truth.rank,
 					f.Type, h[:], f.Session, null(l.CategoryCode), null(l.Brand)})
 			}
 		}
-		if _, err := tx.CopyFrom(ctx, pgx.Identifier{"silver", "events"}, []string{"record_hash", "version", "first_position", "last_position", "deleted_position",
+		if _, err := tx.CopyFrom(ctx, pgx.Identifier{"silver", "events"}, []string{"load_id", "record_hash", "version", "first_position", "last_position", "deleted_position",
 			"event_timestamp", "event_type", "product_id", "user_id", "user_session", "price"}, pgx.CopyFromRows(silver)); err != nil {
 			return err
 		}

@@ -121,16 +121,9 @@ func Migrate(ctx context.Context, conn *pgx.Conn) error {
 	} else if v >= len(names) {
 		return nil
 	}
-	m, err := migrate.NewMigrator(ctx, conn, versionTable)
+	m, err := migrator(ctx, conn, files, names)
 	if err != nil {
-		return fmt.Errorf("preparing migrations: %w", err)
-	}
-	for _, name := range names {
-		text, err := fs.ReadFile(files, name)
-		if err != nil {
-			return fmt.Errorf("reading migration: %w", err)
-		}
-		m.AppendMigration(name, string(text), "")
+		return err
 	}
 	err = m.Migrate(ctx)
 	var newer migrate.BadVersionError
@@ -141,6 +134,21 @@ func Migrate(ctx context.Context, conn *pgx.Conn) error {
 		return fmt.Errorf("migrating the warehouse: %w", err)
 	}
 	return nil
+}
+
+func migrator(ctx context.Context, conn *pgx.Conn, files fs.FS, names []string) (*migrate.Migrator, error) {
+	m, err := migrate.NewMigrator(ctx, conn, versionTable)
+	if err != nil {
+		return nil, fmt.Errorf("preparing migrations: %w", err)
+	}
+	for _, name := range names {
+		text, err := fs.ReadFile(files, name)
+		if err != nil {
+			return nil, fmt.Errorf("reading migration: %w", err)
+		}
+		m.AppendMigration(name, string(text), "")
+	}
+	return m, nil
 }
 
 func version(ctx context.Context, conn *pgx.Conn) (int, error) {

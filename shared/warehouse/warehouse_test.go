@@ -1,10 +1,15 @@
 package warehouse
 
 import (
+	"context"
+	"io/fs"
+	"slices"
 	"sync"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/tern/v2/migrate"
 
 	"github.com/millrace-dev/millrace/shared/testkit/pgtest"
 )
@@ -60,6 +65,59 @@ func TestSchemaOfANewerProgramIsLeftAlone(t *testing.T) {
 	}
 	if err := open(t, url).Ready(t.Context()); err != nil {
 		t.Error(err)
+	}
+}
+
+// Events that were merged before events knew their load belong to the one of their
+// loads that waits for gold, if there is one: it is the one that gold will ask for.
+func TestEventsOfBeforeGetTheLoadThatWaitsForGold(t *testing.T) {
+	ctx := t.Context()
+	conn, err := pgx.Connect(ctx, pgtest.URL(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	files, err := fs.Sub(embedded, "migrations")
+	if err != nil {
+		t.Fatal(err)
+	}
+	names, err := migrate.FindMigrations(files)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := migrator(ctx, conn, files, names)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := m.MigrateTo(ctx, int32(slices.Index(names, "007_gold.sql"))); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := conn.Exec(ctx, `
+		INSERT INTO etl.objects (bucket, key) VALUES ('b', 'k');
+		INSERT INTO etl.loads (object_id, etag, lines, rows, duplicates, quarantined, stage)
+			SELECT 1, 'e', 1, 1, 0, 0, stage FROM unnest(ARRAY['checked', 'silver', 'gold', 'stopped', 'bronze']) stage;
+		INSERT INTO bronze.events (load_id, kafka_partition, kafka_offset, kafka_timestamp, checksum, line, record_hash)
+			SELECT load, 0, row_number() OVER (), now(), 0, 1, int4send(event)
+			FROM (VALUES (1, 1), (1, 2), (2, 2), (3, 2), (4, 2), (5, 2), (1, 3), (3, 3), (5, 3)) r (load, event);
+		INSERT INTO silver.events (record_hash, version, product_id, user_id, event_timestamp, event_type, user_session)
+			SELECT int4send(event), 0, 1, 1, now(), 'view', 's' FROM generate_series(1, 4) event`); err != nil {
+		t.Fatal(err)
+	}
+	if err := Migrate(ctx, conn); err != nil {
+		t.Fatal(err)
+	}
+	rows, err := conn.Query(ctx, `SELECT load_id FROM silver.events ORDER BY record_hash`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := pgx.CollectRows(rows, pgx.RowTo[int64])
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The first was in one load; the second in all; the third in none that waits; of the
+	// fourth nothing is known.
+	if diff := cmp.Diff([]int64{1, 2, 3, 0}, got); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
 	}
 }
 

@@ -13,10 +13,10 @@ CREATE TEMP TABLE IF NOT EXISTS ranks (record_hash bytea, activity_count int, ev
 -- making the temporary tables
 CREATE TEMP TABLE IF NOT EXISTS others (LIKE pg_temp.ranks) ON COMMIT DELETE ROWS
 
--- finding the events of the loads
+-- finding the events that the loads changed last. What another load changed since is
+-- found by that one's step, which is still to come.
 INSERT INTO pg_temp.work
-SELECT s.* FROM (SELECT DISTINCT record_hash FROM bronze.events WHERE load_id = ANY ($1::bigint[]) AND record_hash IS NOT NULL) b
-JOIN silver.events s USING (record_hash)
+SELECT * FROM silver.events WHERE load_id = ANY ($1::bigint[])
 
 -- finding the events that have a fact already
 INSERT INTO pg_temp.known

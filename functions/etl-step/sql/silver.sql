@@ -2,10 +2,10 @@
 -- the order in which loads come does not matter. Sorted by hash, so that two loads
 -- with the same events wait for each other rather than deadlock. What has changed is
 -- put aside, to be checked.
-WITH merged AS (INSERT INTO silver.events AS s (record_hash, version, first_position, last_position, deleted_position,
+WITH merged AS (INSERT INTO silver.events AS s (record_hash, load_id, version, first_position, last_position, deleted_position,
     event_timestamp, event_type, product_id, user_id, user_session,
     category_id, category_code, category_l1, category_l2, category_l3, brand, price, price_tier)
-SELECT DISTINCT ON (b.record_hash) b.record_hash, b.version,
+SELECT DISTINCT ON (b.record_hash) b.record_hash, b.load_id, b.version,
     coalesce(d.first_position, CASE WHEN NOT b.is_delete THEN b.position END),
     coalesce(d.last_position, CASE WHEN NOT b.is_delete THEN b.position END),
     coalesce(d.deleted_position, CASE WHEN b.is_delete THEN b.position END),
@@ -32,6 +32,7 @@ LEFT JOIN (
 ) d USING (record_hash)
 ORDER BY b.record_hash, b.version DESC, b.checksum
 ON CONFLICT (record_hash) DO UPDATE SET
+    load_id = excluded.load_id,
     first_position = least(s.first_position, excluded.first_position),
     last_position = greatest(s.last_position, excluded.last_position),
     deleted_position = greatest(s.deleted_position, excluded.deleted_position),
