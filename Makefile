@@ -37,6 +37,18 @@ status: ## Print the status of the running platform once
 clean: ## Remove what the platform stored and built (.local)
 	rm -rf .local
 
+MODEL ?= purchase_prediction_model
+# What reads and decides over HTTP; --name LEARNING_URL is where it is.
+LEARNING = $$($(BIN)/millrace env --name LEARNING_URL)
+
+.PHONY: train
+train: ## Train a model now on the running platform (MODEL)
+	@curl -fsS --fail-with-body "$(LEARNING)/train" $${LEARNING_TOKEN:+-H "Authorization: Bearer $$LEARNING_TOKEN"} -H 'content-type: application/json' -d '{"model":"$(MODEL)","reason":"make train"}'
+
+.PHONY: rollback
+rollback: ## Let the former version of a model serve again on the running platform (MODEL, TO=version)
+	@curl -fsS --fail-with-body "$(LEARNING)/rollback" $${LEARNING_TOKEN:+-H "Authorization: Bearer $$LEARNING_TOKEN"} -H 'content-type: application/json' -d '{"model":"$(MODEL)","to":"$(TO)","reason":"make rollback"}'
+
 ##@ Check it
 
 .PHONY: test
@@ -109,6 +121,12 @@ training-venv: ## Python environment of the trainer and of MLflow, from pinned r
 test-training: build ## The trainer's tests, on one thread; skipped where its Python packages cannot be had
 	@if $(MAKE) -s training-venv; then cd infra/training && export PATH="$(CURDIR)/$(TRAINING_VENV)/bin:$$PATH" OMP_NUM_THREADS=1 && \
 	  ruff check && ruff format --check && mypy && python -m pytest; \
+	  else echo "skipped: the packages of infra/training/requirements.txt cannot be installed here"; fi
+
+.PHONY: test-learning
+test-learning: build ## Trained, judged, served, refused, rolled back, with trainer and MLflow killed; skipped where the Python packages cannot be had
+	@if $(MAKE) -s training-venv; then cd infra/local && TEST_LEARNING=1 MILLRACE_TEST_BIN=$(CURDIR)/$(BIN) \
+	  go test -run '^TestLearning$$' -count=1 -timeout 20m -v .; \
 	  else echo "skipped: the packages of infra/training/requirements.txt cannot be installed here"; fi
 
 .PHONY: test-debezium

@@ -27,6 +27,9 @@ func (w *parts) writeEnv() error {
 	if w.database.url != "" {
 		all["DATABASE_URL"] = w.database.url
 	}
+	if w.learns() {
+		all["MLFLOW_TRACKING_URI"], all["LEARNING_URL"] = w.registryURL(), "http://"+local(w.ports[learner])
+	}
 	b, err := json.MarshalIndent(all, "", "  ")
 	if err == nil {
 		err = os.WriteFile(w.state.join("env.json"), append(b, '\n'), 0o600)

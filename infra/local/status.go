@@ -392,7 +392,10 @@ func (c *collector) urls() []URL {
 	if c.parts.database.url != "" {
 		urls = append(urls, URL{"postgres", c.parts.database.address()})
 	}
-	for _, api := range []struct{ function, name string }{{"featurize", "features"}, {"predict", "predictions"}} {
+	if c.parts.learns() {
+		urls = append(urls, URL{mlflow, redactedURL(c.parts.registryURL())})
+	}
+	for _, api := range []struct{ function, name string }{{"featurize", "features"}, {"predict", "predictions"}, {learner, "learning"}} {
 		if slices.ContainsFunc(c.parts.platform.services, func(s service) bool { return s.name == api.function }) {
 			urls = append(urls, URL{api.name, "http://" + local(c.parts.ports[api.function])})
 		}

@@ -187,15 +187,16 @@ func learningLine(s LearningStatus, right int) string {
 		if m.Version != "" {
 			version = "version " + m.Version
 		}
-		room := (right - l.width) / (len(s.Models) - i)
 		head := name + " "
 		if i > 0 {
 			head = " · " + head
 		}
-		if len(head)+len(version) > room {
+		room := right - l.width
+		taken := utf8.RuneCountInString(head + version)
+		if taken > room {
 			break
 		}
-		l.add(plain, head).add(bold, version).add(look, cut(what, room-len(head)-len(version)))
+		l.add(plain, head).add(bold, version).add(look, cut(what, room/(len(s.Models)-i)-taken))
 	}
 	return l.String()
 }

@@ -1,0 +1,249 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// learningPolicies are those of the test: it asks for its runs itself, once the first
+// was due to the rows, and waits for nothing.
+const learningPolicies = `models:
+  purchase_prediction_model:
+    rows: {query: "SELECT coalesce(sum(rows), 0) FROM etl.loads WHERE checked_at > $1", first: 35000, more: 1000000000, on_gold: true}
+    deadline: 10m
+    retry: 1s
+    request: {trials: 6, bootstrap: 100}
+    gate: {gain: champion_gain, tolerance: 0.01, baseline: baseline_gain}
+`
+
+// TestLearning takes the shop's model through its life with the real parts: rows that
+// went all the way to gold, the trainer, MLflow with PostgreSQL and the object store
+// behind it, the gate, and predict, which is asked all the while and never fails.
+func TestLearning(t *testing.T) {
+	if os.Getenv("TEST_LEARNING") == "" {
+		t.Skip("TEST_LEARNING is not set: no Python environment of the trainer (make test-learning makes one)")
+	}
+	policies := filepath.Join(t.TempDir(), "policies.yaml")
+	write(t, policies, learningPolicies)
+	p := newPlatform(t, "NO_LEARNING=", "LEARNING_POLICIES="+policies,
+		"MILLRACE_FUNCTIONS=validate,featurize,store,lake,ingest,etl-step,predict,train-trigger")
+	began := time.Now()
+	p.start()
+	p.needDatabase()
+	api := func(function string) string {
+		t.Helper()
+		s, ok := p.process(function)
+		if !ok {
+			t.Fatalf("there is no %s", function)
+		}
+		return "http://" + s.Address
+	}
+	db := p.database("millrace")
+	asked := ask(t, api("predict"))
+	asked.await("starter")
+
+	// A shop of days, whose sessions have ended but for the last.
+	p.startLoad("-rate", "0", "-count", "40000", "-density", "0.08", "-seed", "3").wait()
+	p.awaitDecisions(db, "train", "promote 1")
+	t.Logf("version 1 is decided on after %s", time.Since(began).Round(time.Second))
+	asked.await("1")
+
+	train := func(request string) {
+		t.Helper()
+		status, body := post(t, api("train-trigger")+"/train", `{"model":"purchase_prediction_model","request":`+request+`}`)
+		if status != http.StatusAccepted {
+			t.Fatalf("%d %s", status, body)
+		}
+	}
+	// One tree that has hardly learnt anything.
+	train(`{"rounds":1,"trials":1,"early_stopping_rounds":1,"seed":5}`)
+	p.awaitDecisions(db, "train", "promote 1", "train", "keep 2")
+	t.Logf("kept: %s", reason(t, db))
+	asked.await("1")
+
+	// The trainer is killed in the middle of its work.
+	train(`{"seed":2,"trials":12}`)
+	pid := p.awaitTrainer(0)
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	p.awaitTrainer(pid)
+	p.awaitDecisions(db, "train", "promote 1", "train", "keep 2", "train", "promote 3")
+	asked.await("3")
+
+	status, body := post(t, api("train-trigger")+"/rollback", `{"model":"purchase_prediction_model","from":"3"}`)
+	at := time.Now()
+	if status != http.StatusOK || !strings.Contains(body, `"to":"1"`) {
+		t.Fatalf("%d %s", status, body)
+	}
+	asked.await("1")
+	t.Logf("the former version serves %s after the answer to the rollback", time.Since(at).Round(time.Millisecond))
+
+	// MLflow is killed while a run needs it. What serves goes on serving, and the run or
+	// one after it gives its version.
+	train(`{"seed":3,"trials":12}`)
+	p.awaitTrainer(0)
+	p.killParts("mlflow")
+	eventually(t, "MLflow answers again", func() bool { s, ok := p.process("mlflow"); return ok && s.State == "ready" }, p.out.String)
+	eventually(t, "the run is judged", func() bool {
+		all := decided(t, db)
+		return strings.HasPrefix(all[len(all)-1], "promote") || strings.HasPrefix(all[len(all)-1], "keep")
+	}, func() string { return fmt.Sprint(decided(t, db)) })
+	var open int
+	if err := db.QueryRow(running(t), `SELECT count(*) FROM learning.runs WHERE state IN ('requested', 'completed')`).Scan(&open); err != nil || open != 0 {
+		t.Errorf("%d runs are open, %v", open, err)
+	}
+	var unsent int
+	eventually(t, "all is told", func() bool {
+		err := db.QueryRow(running(t), `SELECT count(*) FROM learning.decisions WHERE sent_at IS NULL`).Scan(&unsent)
+		return err == nil && unsent == 0
+	}, func() string { return fmt.Sprint(unsent) })
+	asked.end()
+	if s, err := p.askStatus(); err != nil || s.DeadLetters != 0 {
+		t.Errorf("%d dead letters, %v", s.DeadLetters, err)
+	}
+	if s, ok := p.process("mlflow"); ok {
+		t.Logf("MLflow takes %s", bytesText(s.RSSBytes))
+	}
+	p.stop()
+}
+
+// awaitDecisions waits until these were taken, and no others.
+func (p *platformProcess) awaitDecisions(db *pgx.Conn, want ...string) {
+	p.t.Helper()
+	eventually(p.t, "decisions "+strings.Join(want, ", "), func() bool { return slices.Equal(decided(p.t, db), want) },
+		func() string { return strings.Join(decided(p.t, db), ", ") + ": " + reason(p.t, db) })
+}
+
+// awaitTrainer waits until the trainer runs, in another process than before, and gives
+// its process id.
+func (p *platformProcess) awaitTrainer(before int) int {
+	p.t.Helper()
+	pid := 0
+	eventually(p.t, "the trainer runs", func() bool {
+		s, ok := p.process("training")
+		pid = s.PID
+		return ok && pid != 0 && pid != before
+	}, p.out.String)
+	return pid
+}
+
+func decided(t *testing.T, db *pgx.Conn) []string {
+	t.Helper()
+	rows, err := db.Query(running(t), `SELECT decision || coalesce(' ' || version, '') FROM learning.decisions ORDER BY decision_id`)
+	if err != nil {
+		return []string{err.Error()}
+	}
+	all, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return []string{err.Error()}
+	}
+	return append(all, []string{"none"}[:max(0, 1-len(all))]...)
+}
+
+func reason(t *testing.T, db *pgx.Conn) string {
+	t.Helper()
+	var text string
+	if err := db.QueryRow(running(t), `SELECT coalesce((SELECT reason || ' ' || coalesce(message, '') FROM learning.runs WHERE state = 'failed' ORDER BY run_id DESC LIMIT 1) || '; ', '') ||
+		(SELECT reason FROM learning.decisions ORDER BY decision_id DESC LIMIT 1)`).Scan(&text); err != nil {
+		return err.Error()
+	}
+	return text
+}
+
+func post(t *testing.T, url, body string) (int, string) {
+	t.Helper()
+	status, text, err := postTo(running(t), url, body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return status, text
+}
+
+func postTo(ctx context.Context, url, body string) (int, string, error) {
+	r, err := http.NewRequestWithContext(ctx, http.MethodPost, url, strings.NewReader(body))
+	if err != nil {
+		return 0, "", err
+	}
+	r.Header.Set("Content-Type", "application/json")
+	response, err := http.DefaultClient.Do(r)
+	if err != nil {
+		return 0, "", err
+	}
+	defer response.Body.Close()
+	text, err := io.ReadAll(response.Body)
+	return response.StatusCode, string(bytes.TrimSpace(text)), err
+}
+
+// asking asks predict without a pause. Every answer has to be one of a single version,
+// and versions may change, but none comes that nobody has promoted.
+type asking struct {
+	t    *testing.T
+	stop context.CancelFunc
+	done chan struct{}
+
+	mu       sync.Mutex
+	version  string
+	answered int
+	wrong    []string
+}
+
+func ask(t *testing.T, predict string) *asking {
+	ctx, stop := context.WithCancel(running(t))
+	a := &asking{t: t, stop: stop, done: make(chan struct{})}
+	go func() {
+		defer close(a.done)
+		for ctx.Err() == nil {
+			status, body, err := postTo(ctx, predict+"/predict", `[{"features":{"brand":"apple","price":100,"event_weekday":1,"activity_count":2}},{"features":{"price":5}}]`)
+			if ctx.Err() != nil {
+				return
+			}
+			var answer struct {
+				Predictions []float64 `json:"predictions"`
+				Version     string    `json:"model_version"`
+			}
+			bad := err != nil || status != http.StatusOK || json.Unmarshal([]byte(body), &answer) != nil || len(answer.Predictions) != 2 || answer.Version == ""
+			a.mu.Lock()
+			a.answered++
+			if bad {
+				a.wrong = append(a.wrong, fmt.Sprint(status, " ", body, " ", err))
+			} else {
+				a.version = answer.Version
+			}
+			a.mu.Unlock()
+			time.Sleep(2 * time.Millisecond) // the others need the machine
+		}
+	}()
+	t.Cleanup(stop)
+	return a
+}
+
+func (a *asking) await(version string) {
+	a.t.Helper()
+	now := func() string { a.mu.Lock(); defer a.mu.Unlock(); return a.version }
+	eventually(a.t, "version "+version+" serves", func() bool { return now() == version }, now)
+}
+
+func (a *asking) end() {
+	a.t.Helper()
+	a.stop()
+	<-a.done
+	if len(a.wrong) > 0 {
+		a.t.Errorf("%d of %d requests failed, the first: %s", len(a.wrong), a.answered, a.wrong[0])
+	}
+	a.t.Logf("%d requests were answered", a.answered)
+}
