@@ -14,9 +14,9 @@ import (
 type row struct {
 	buf    []byte
 	fields int
-	// day is that of the row's time, since 1970 in UTC.
-	day int32
-	err error
+	// hour is that of the row's time, since 1970 in UTC.
+	hour int32
+	err  error
 }
 
 func (r *row) fail(format string, args ...any) {
@@ -74,11 +74,16 @@ func (r *row) time(t time.Time) { r.int64(t.UnixMicro() - epoch) }
 // at writes the time by which the table is cut.
 func (r *row) at(t time.Time) {
 	r.time(t)
-	days := t.Unix() / 86400
-	if t.Unix()%86400 < 0 {
-		days--
+	r.hour = int32(floor(t.Unix(), 3600))
+}
+
+// floor divides, down also below 0.
+func floor(n, by int64) int64 {
+	q := n / by
+	if n%by < 0 {
+		q--
 	}
-	r.day = int32(days)
+	return q
 }
 
 func (r *row) bool(b bool) {

@@ -184,16 +184,17 @@ func (s *series) cover(ctx context.Context, entries []entry) error {
 	now := time.Now()
 	for i := range entries {
 		t := entries[i].to
-		if t.series == "" || i > 0 && entries[i-1].to == t && entries[i-1].day == entries[i].day {
+		if t.series == "" || i > 0 && entries[i-1].to == t && entries[i-1].hour == entries[i].hour {
 			continue
 		}
+		number := int32(floor(int64(entries[i].hour), 24))
 		t.days.mu.Lock()
-		known := t.days.known[entries[i].day]
+		known := t.days.known[number]
 		t.days.mu.Unlock()
 		if known {
 			continue
 		}
-		day := time.Unix(int64(entries[i].day)*86400, 0).UTC()
+		day := time.Unix(int64(number)*86400, 0).UTC()
 		if first, last := timeseries.Window(now, s.retention); day.Before(first) || day.After(last) || slices.Contains(needed[t], day) {
 			continue
 		}
@@ -212,7 +213,7 @@ func (s *series) cover(ctx context.Context, entries []entry) error {
 			t.days.known = map[int32]bool{}
 		}
 		for _, day := range list {
-			t.days.known[int32(day.Unix()/86400)] = true
+			t.days.known[int32(floor(day.Unix(), 86400))] = true
 		}
 		t.days.mu.Unlock()
 	}

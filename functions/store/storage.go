@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/cloudevents/sdk-go/v2/event"
@@ -25,6 +26,9 @@ type storage struct {
 	tables map[route]*target
 	series *series
 	upkeep *upkeep
+	// careful is how many transactions are still to look for rows that are there before
+	// they write; see transaction.
+	careful atomic.Int32
 }
 
 // route is how an event finds its table: by its type, and by the contract that its
@@ -37,7 +41,10 @@ type target struct {
 	// stage makes the temporary table that rows are copied into; move inserts what is
 	// new from there.
 	stage, copy, move string
-	// insert writes one row without that.
+	// direct copies rows right into the table, which fails if one is there; empty if
+	// that is no mistake.
+	direct string
+	// insert writes one row without either.
 	insert string
 	// days are those of a table that is cut by time that have their partition.
 	days days
@@ -86,6 +93,9 @@ func (s *storage) add(t *table) {
 		stage: fmt.Sprintf("CREATE TEMP TABLE IF NOT EXISTS incoming_%d ON COMMIT DELETE ROWS AS SELECT %s, 0 AS number FROM %s WITH NO DATA", i, columns, t.name),
 		copy:  fmt.Sprintf("COPY pg_temp.incoming_%d (%s, number) FROM STDIN BINARY", i, columns),
 	}
+	if t.conflict == "" {
+		to.direct = fmt.Sprintf("COPY %s (%s) FROM STDIN BINARY", t.name, columns)
+	}
 	for _, typ := range append([]string{t.event}, t.also...) {
 		s.tables[route{typ, t.contract}] = to
 	}
@@ -118,7 +128,7 @@ type entry struct {
 	event int // in the batch
 	to    *target
 	row   []byte
-	day   int32 // since 1970, of a table that is cut by time
+	hour  int32 // since 1970, of a table that is cut by time
 }
 
 // retryAfter is when a sender may try again after the database could not be used.
@@ -152,7 +162,7 @@ func (s *storage) Handle(ctx context.Context, batch []event.Event) []function.Re
 			results[i].Err = fmt.Errorf("%s: a row has %d values for %d columns", t.name, r.fields, len(t.columns))
 			continue
 		}
-		entries = append(entries, entry{i, t, r.buf[len(buf):], r.day})
+		entries = append(entries, entry{i, t, r.buf[len(buf):], r.hour})
 		buf = r.buf
 	}
 	if len(entries)+len(ticks) == 0 {
@@ -208,9 +218,24 @@ func (s *storage) write(ctx context.Context, entries []entry, results []function
 // maxAttempts bounds how often a transaction is begun anew after a deadlock.
 const maxAttempts = 5
 
+// carefulFor is how many transactions are careful after one that had to be.
+const carefulFor = 20
+
+// transaction writes the rows. Most are new, and then copying them right into the table
+// takes half the time of putting them aside and moving the new ones; where one is not,
+// that is done, and for a while, since events seldom come again alone.
 func (s *storage) transaction(ctx context.Context, entries []entry) error {
+	direct := s.careful.Load() <= 0
+	if !direct {
+		s.careful.Add(-1)
+	}
 	for attempt := 1; ; attempt++ {
-		err := s.attempt(ctx, entries)
+		err := s.attempt(ctx, entries, direct)
+		if c := code(err); direct && err != nil && (c == "23505" || c[:2] == "40") { // unique_violation
+			direct = false
+			s.careful.Store(carefulFor)
+			continue
+		}
 		switch class := code(err)[:2]; {
 		case err == nil || refused(err):
 			return err
@@ -241,9 +266,9 @@ func refused(err error) bool {
 // as much as this many rows.
 const few = 40
 
-// attempt is one transaction. When it fails, the connection is closed by its release,
-// which ends the transaction.
-func (s *storage) attempt(ctx context.Context, entries []entry) error {
+// attempt is one transaction. When it fails and cannot be rolled back, the connection is
+// closed by its release, which ends the transaction.
+func (s *storage) attempt(ctx context.Context, entries []entry, direct bool) error {
 	conn, err := s.db.Acquire(ctx)
 	if err != nil {
 		return fmt.Errorf("connecting to the warehouse: %w", err)
@@ -252,7 +277,11 @@ func (s *storage) attempt(ctx context.Context, entries []entry) error {
 	if len(entries) <= few {
 		return insertEach(ctx, conn.Conn(), entries)
 	}
-	return copyAll(ctx, conn.Conn().PgConn(), entries)
+	pg := conn.Conn().PgConn()
+	if err = copyAll(ctx, pg, entries, direct); err != nil && !pg.IsClosed() {
+		_ = pg.Exec(ctx, "ROLLBACK").Close()
+	}
+	return err
 }
 
 // insertEach writes the rows in one round trip, which makes it one transaction.
@@ -292,8 +321,9 @@ func values(row []byte) [][]byte {
 	return list
 }
 
-// copyAll takes three round trips for the rows of one table.
-func copyAll(ctx context.Context, pg *pgconn.PgConn, entries []entry) error {
+// copyAll takes two round trips for the rows of one table, or three where they are put
+// aside first.
+func copyAll(ctx context.Context, pg *pgconn.PgConn, entries []entry, direct bool) error {
 	var order []*target // in which they were met
 	rows := map[*target][]entry{}
 	for _, e := range entries {
@@ -302,21 +332,27 @@ func copyAll(ctx context.Context, pg *pgconn.PgConn, entries []entry) error {
 		}
 		rows[e.to] = append(rows[e.to], e)
 	}
-	for i, t := range order {
-		begin := t.stage
-		if i == 0 {
-			begin = "BEGIN;" + begin
-		}
-		if err := pg.Exec(ctx, begin).Close(); err != nil {
-			return fmt.Errorf("preparing for %s: %w", t.name, err)
-		}
-		if _, err := pg.CopyFrom(ctx, stream(rows[t]), t.copy); err != nil {
-			return fmt.Errorf("copying rows for %s: %w", t.name, err)
-		}
-	}
+	begin := "BEGIN;"
 	var end strings.Builder
 	for _, t := range order {
-		end.WriteString(t.move + ";")
+		straight := direct && t.direct != ""
+		statement := t.copy
+		if straight {
+			statement = t.direct
+			end.WriteString(touch(t, rows[t]))
+		} else {
+			begin += t.stage
+			end.WriteString(t.move + ";")
+		}
+		if begin != "" {
+			if err := pg.Exec(ctx, begin).Close(); err != nil {
+				return fmt.Errorf("preparing for %s: %w", t.name, err)
+			}
+			begin = ""
+		}
+		if _, err := pg.CopyFrom(ctx, stream(rows[t], !straight), statement); err != nil {
+			return fmt.Errorf("copying rows for %s: %w", t.name, err)
+		}
 	}
 	end.WriteString("COMMIT")
 	if err := pg.Exec(ctx, end.String()).Close(); err != nil {
@@ -325,17 +361,38 @@ func copyAll(ctx context.Context, pg *pgconn.PgConn, entries []entry) error {
 	return nil
 }
 
+// touch is the statement that notes the hours of rows which are all new.
+func touch(t *target, rows []entry) string {
+	if t.contract == "" {
+		return ""
+	}
+	hours := map[int32]bool{}
+	for i := range rows {
+		hours[rows[i].hour] = true
+	}
+	var b strings.Builder
+	for hour := range hours {
+		fmt.Fprintf(&b, ",(%d)", int64(hour)*3600)
+	}
+	return fmt.Sprintf("INSERT INTO timeseries.touched SELECT '%[1]s', to_timestamp(hour) FROM (VALUES %[2]s) v (hour) WHERE timeseries.aggregated('%[1]s');", t.series, b.String()[1:])
+}
+
 // copyHeader begins the binary COPY format: signature, flags, extension.
 const copyHeader = "PGCOPY\n\xff\r\n\x00\x00\x00\x00\x00\x00\x00\x00\x00"
 
-// stream is the text of a COPY of the rows, each with its number as one more column.
-func stream(entries []entry) *bytes.Reader {
+// stream is the text of a COPY of the rows, each with its number as one more column if
+// they are numbered.
+func stream(entries []entry, numbered bool) *bytes.Reader {
 	size := len(copyHeader) + 2
 	for _, e := range entries {
 		size += len(e.row) + 8
 	}
 	b := append(make([]byte, 0, size), copyHeader...)
 	for i, e := range entries {
+		if !numbered {
+			b = append(b, e.row...)
+			continue
+		}
 		b = binary.BigEndian.AppendUint16(b, binary.BigEndian.Uint16(e.row)+1)
 		b = append(b, e.row[2:]...)
 		b = binary.BigEndian.AppendUint32(b, 4)
