@@ -43,11 +43,11 @@ LEARNING = $$($(BIN)/millrace env --name LEARNING_URL)
 
 .PHONY: train
 train: ## Train a model now on the running platform (MODEL)
-	@curl -fsS --fail-with-body "$(LEARNING)/train" $${LEARNING_TOKEN:+-H "Authorization: Bearer $$LEARNING_TOKEN"} -H 'content-type: application/json' -d '{"model":"$(MODEL)","reason":"make train"}'
+	@curl -sS --fail-with-body "$(LEARNING)/train" $${LEARNING_TOKEN:+-H "Authorization: Bearer $$LEARNING_TOKEN"} -H 'content-type: application/json' -d '{"model":"$(MODEL)","reason":"make train"}'
 
 .PHONY: rollback
 rollback: ## Let the former version of a model serve again on the running platform (MODEL, TO=version)
-	@curl -fsS --fail-with-body "$(LEARNING)/rollback" $${LEARNING_TOKEN:+-H "Authorization: Bearer $$LEARNING_TOKEN"} -H 'content-type: application/json' -d '{"model":"$(MODEL)","to":"$(TO)","reason":"make rollback"}'
+	@curl -sS --fail-with-body "$(LEARNING)/rollback" $${LEARNING_TOKEN:+-H "Authorization: Bearer $$LEARNING_TOKEN"} -H 'content-type: application/json' -d '{"model":"$(MODEL)","to":"$(TO)","reason":"make rollback"}'
 
 ##@ Check it
 
