@@ -14,6 +14,10 @@
 // with the image. So there are predictions from the first second on, and after a start
 // without the registry.
 //
+// What is asked over HTTP and answered can be sent on, as events of KServe's types, by
+// way of a SinkBinding (PAYLOAD_EVENTS). That is off unless it is wanted: it doubles the
+// traffic, and requests are refused while the Broker does not keep up.
+//
 // A second version can get a share of the requests (canary), and a third a copy of
 // all of them whose answers are only counted (shadow).
 package main
@@ -71,6 +75,17 @@ type Config struct {
 	ShadowURI   string `envconfig:"SHADOW_URI"`
 	ShadowAlias string `envconfig:"SHADOW_ALIAS"`
 
+	// Payloads are sent to Sink: "all" requests that are answered over HTTP and the
+	// answers, those of "request" or "response" alone, or "off". They are a copy of
+	// everything, so they are off unless somebody wants them.
+	Payloads string `envconfig:"PAYLOAD_EVENTS" default:"off"`
+	// PayloadBytes is how much of them may wait to be sent; requests that find no room
+	// for PayloadWait are answered with 429.
+	PayloadBytes int64         `envconfig:"PAYLOAD_BYTES" default:"33554432"`
+	PayloadWait  time.Duration `envconfig:"PAYLOAD_WAIT" default:"1s"`
+	// Sink is where they go, which a SinkBinding says.
+	Sink string `envconfig:"K_SINK"`
+
 	// EventTypes are the shop's event types that are predicted for when an event has
 	// features: those that the model was trained on.
 	EventTypes []string `envconfig:"EVENT_TYPES" default:"cart"`
@@ -112,8 +127,17 @@ func run(ctx context.Context) error {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	p.start(ctx)
-	return function.Run(ctx, c.Function, p, function.WithReady(p.ready), function.WithRoutes(p.routes), function.WithQuickPosts("/predict", "/v1/models/", "/v2/models/"))
+	err = function.Run(ctx, c.Function, p, function.WithReady(p.ready), function.WithRoutes(p.routes), function.WithQuickPosts("/predict", "/v1/models/", "/v2/models/"))
+	if p.payloads != nil {
+		limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainPayloads)
+		defer cancel()
+		err = errors.Join(err, p.payloads.close(limit))
+	}
+	return err
 }
+
+// drainPayloads is how long requests and answers may take to be sent at the end.
+const drainPayloads = 10 * time.Second
 
 func (c *Config) check() error {
 	switch {
@@ -137,6 +161,15 @@ func (c *Config) check() error {
 		if v.alias != "" && c.Name == "" {
 			return fmt.Errorf("%s_ALIAS: needs MODEL_NAME", v.what)
 		}
+	}
+	switch c.Payloads {
+	case payloadsOff:
+	case payloadsAll, payloadsRequest, payloadsResponse:
+		if c.Sink == "" || c.PayloadBytes < 1 {
+			return fmt.Errorf("PAYLOAD_EVENTS=%s: needs K_SINK, and PAYLOAD_BYTES above 0", c.Payloads)
+		}
+	default:
+		return fmt.Errorf("PAYLOAD_EVENTS=%q: want %s, %s, %s or %s", c.Payloads, payloadsOff, payloadsAll, payloadsRequest, payloadsResponse)
 	}
 	for _, t := range c.EventTypes {
 		if strings.TrimSpace(t) == "" {

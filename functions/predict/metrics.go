@@ -22,6 +22,7 @@ type instruments struct {
 	dropped     metric.Int64Counter
 	failed      metric.Int64Counter
 	differences metric.Float64Histogram
+	payloads    metric.Int64Counter
 }
 
 // versionCounts are the attributes of a version's series.
@@ -74,6 +75,11 @@ func newInstruments() (*instruments, error) {
 				metric.WithDescription("How far the shadow's predictions are from those that were given."))
 			return
 		},
+		func() (err error) {
+			i.payloads, err = m.Int64Counter("predict.payloads", metric.WithUnit("{event}"),
+				metric.WithDescription("Requests and answers that were sent on as events, or refused by who was to get them."))
+			return
+		},
 	} {
 		if err := make(); err != nil {
 			return nil, fmt.Errorf("making metrics: %w", err)
@@ -115,6 +121,10 @@ func (i *instruments) looked(ctx context.Context, status string, n int) {
 	if n > 0 {
 		i.lookups.Add(ctx, int64(n), metric.WithAttributes(attribute.String("status", status)))
 	}
+}
+
+func (i *instruments) payload(ctx context.Context, outcome string, n int) {
+	i.payloads.Add(ctx, int64(n), metric.WithAttributes(attribute.String("outcome", outcome)))
 }
 
 func (i *instruments) request(ctx context.Context, protocol string, status int, start time.Time) {

@@ -224,7 +224,13 @@ func (p *predictor) routes(mux *http.ServeMux) {
 			p.counts.request(r.Context(), protocol, status, start)
 		})
 	}
-	add("POST /predict", "predict", p.postPredict)
+	logged := func(e endpoint) endpoint {
+		if p.payloads == nil {
+			return e
+		}
+		return p.payloads.logged(e)
+	}
+	add("POST /predict", "predict", logged(p.postPredict))
 	add("GET /models", "models", p.getModels)
 	mux.HandleFunc("GET /openapi.json", static("application/json", openAPI))
 	mux.HandleFunc("GET /docs", static("text/html; charset=utf-8", docs))
@@ -232,7 +238,7 @@ func (p *predictor) routes(mux *http.ServeMux) {
 	for _, model := range []string{"/v2/models/{model}", "/v2/models/{model}/versions/{version}"} {
 		add("GET "+model, "v2", p.v2Model)
 		add("GET "+model+"/ready", "v2", p.v2ModelReady)
-		add("POST "+model+"/infer", "v2", p.v2Infer)
+		add("POST "+model+"/infer", "v2", logged(p.v2Infer))
 	}
 	add("GET /v2", "v2", p.v2Server)
 	add("GET /v2/health/live", "v2", func(*http.Request) (int, any) { return http.StatusOK, map[string]bool{"live": true} })
@@ -240,7 +246,7 @@ func (p *predictor) routes(mux *http.ServeMux) {
 
 	add("GET /v1/models", "v1", p.v1Models)
 	add("GET /v1/models/{model}", "v1", p.v1Model)
-	add("POST /v1/models/{call}", "v1", p.v1Predict)
+	add("POST /v1/models/{call}", "v1", logged(p.v1Predict))
 }
 
 // getModels shows what is served, from where, and what went wrong last.
@@ -262,7 +268,7 @@ func write(w http.ResponseWriter, status int, body any) {
 	h := w.Header()
 	h.Set("Content-Type", "application/json")
 	h.Set("Content-Length", strconv.Itoa(len(data)+1))
-	if status == http.StatusServiceUnavailable {
+	if status == http.StatusServiceUnavailable || status == http.StatusTooManyRequests {
 		h.Set("Retry-After", "1")
 	}
 	w.WriteHeader(status)

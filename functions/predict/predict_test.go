@@ -48,6 +48,9 @@ func start(t testing.TB, c Config, store lookup) started {
 	if c.Poll == 0 {
 		c.Poll = 20 * time.Millisecond
 	}
+	if c.Payloads == "" {
+		c.Payloads = payloadsOff
+	}
 	if c.Patience == 0 {
 		c.Patience = patience
 	}
@@ -644,7 +647,7 @@ func TestCanaryGetsItsShare(t *testing.T) {
 }
 
 func TestConfigErrors(t *testing.T) {
-	good := Config{URI: "file:///x", Poll: time.Second, EventTypes: []string{"cart"}}
+	good := Config{URI: "file:///x", Poll: time.Second, EventTypes: []string{"cart"}, Payloads: payloadsOff}
 	for _, c := range []struct {
 		change func(*Config)
 		has    string
@@ -657,6 +660,9 @@ func TestConfigErrors(t *testing.T) {
 		{func(c *Config) { c.CanaryPercent = 5 }, "needs CANARY_URI"},
 		{func(c *Config) { c.ShadowAlias = "next" }, "SHADOW_ALIAS: needs MODEL_NAME"},
 		{func(c *Config) { c.EventTypes = []string{""} }, "EVENT_TYPES"},
+		{func(c *Config) { c.Payloads = "some" }, "PAYLOAD_EVENTS"},
+		{func(c *Config) { c.Payloads = payloadsAll }, "needs K_SINK"},
+		{func(c *Config) { c.FallbackURI = "kodata:///x" }, "KO_DATA_PATH"},
 		{func(c *Config) { c.URI = "https://host/x" }, "want file:///folder"},
 		{func(c *Config) { c.URI = "file://x/y" }, "absolute path"},
 		{func(c *Config) { c.URI = "s3:///x" }, "want s3://bucket"},

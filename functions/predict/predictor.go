@@ -30,6 +30,7 @@ type predictor struct {
 	config     *Config
 	counts     *instruments
 	shadowed   chan shadowJob
+	payloads   *payloads // nil if requests and answers are not sent on
 }
 
 func newPredictor(c *Config, store lookup) (*predictor, error) {
@@ -66,6 +67,11 @@ func newPredictor(c *Config, store lookup) (*predictor, error) {
 			return nil, err
 		}
 		p.live.standIns = append(p.live.standIns, o)
+	}
+	if c.Payloads != payloadsOff {
+		if p.payloads, err = newPayloads(c, c.Function.Name, counts); err != nil {
+			return nil, err
+		}
 	}
 	return p, nil
 }

@@ -28,6 +28,11 @@ const (
 	// PredictionMade carries what a model version predicts for an event's features.
 	PredictionMade = "dev.millrace.prediction.made.v1"
 
+	// InferenceRequest and InferenceResponse carry the body of a request to predict and
+	// of its answer, as KServe's logger sends them. Both have the request's id.
+	InferenceRequest  = "org.kubeflow.serving.inference.request"
+	InferenceResponse = "org.kubeflow.serving.inference.response"
+
 	// AnomalyDetected carries one anomaly of an entity's metric, AnomalyResolved its end.
 	AnomalyDetected = "dev.millrace.anomaly.detected.v1"
 	AnomalyResolved = "dev.millrace.anomaly.resolved.v1"

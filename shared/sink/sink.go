@@ -18,6 +18,24 @@ import (
 // timeout bounds one request.
 const timeout = 10 * time.Second
 
+// AnswerError is an answer other than success.
+type AnswerError struct {
+	Status int
+	text   string
+}
+
+func (e *AnswerError) Error() string { return "the Broker answered " + e.text }
+
+// Final tells that the same event will not be taken later either, by the rule of
+// Knative's senders: 4xx but 404, 408, 409 and 429.
+func (e *AnswerError) Final() bool {
+	switch e.Status {
+	case http.StatusNotFound, http.StatusRequestTimeout, http.StatusConflict, http.StatusTooManyRequests:
+		return false
+	}
+	return e.Status/100 == 4
+}
+
 // Sink is where events are sent. It is safe for concurrent use.
 type Sink struct {
 	url    string
@@ -39,7 +57,7 @@ func New(address string) (*Sink, error) {
 }
 
 // Send returns nil when the sink has taken all events. After an error it may have
-// taken some of them.
+// taken some of them. It is an *AnswerError if the sink has answered.
 func (s *Sink) Send(ctx context.Context, ms []events.Message) error {
 	if len(ms) > 1 && !s.single.Load() {
 		h := http.Header{"Content-Type": {events.ContentTypeBatch}}
@@ -75,7 +93,7 @@ func (s *Sink) post(ctx context.Context, h http.Header, body []byte) (status int
 	defer resp.Body.Close()
 	text, _ := io.ReadAll(io.LimitReader(resp.Body, 1024))
 	if resp.StatusCode/100 != 2 {
-		return resp.StatusCode, fmt.Errorf("the Broker answered %s: %s", resp.Status, bytes.TrimSpace(text))
+		return resp.StatusCode, &AnswerError{resp.StatusCode, fmt.Sprintf("%s: %s", resp.Status, bytes.TrimSpace(text))}
 	}
 	return resp.StatusCode, nil
 }
