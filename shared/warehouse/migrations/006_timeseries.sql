@@ -36,9 +36,11 @@ CREATE TABLE timeseries.touched (
     hour   timestamptz NOT NULL
 );
 
--- The schema that TimescaleDB's functions are in; null where it is not installed.
+-- The schema that TimescaleDB's functions are in; null where it is not installed, or is
+-- the edition that does without compression and aggregates.
 CREATE FUNCTION timeseries.extension() RETURNS text LANGUAGE sql STABLE SET search_path = pg_catalog
-RETURN (SELECT n.nspname FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace WHERE e.extname = 'timescaledb');
+RETURN (SELECT n.nspname FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace
+        WHERE e.extname = 'timescaledb' AND current_setting('timescaledb.license', true) = 'timescale');
 
 -- Makes a table. columns is SQL: names and types, separated by commas.
 CREATE FUNCTION timeseries.make(name text, columns text, key text[], time_column text, entity_column text, contract text DEFAULT NULL)
@@ -184,6 +186,26 @@ BEGIN
         END LOOP;
     END LOOP;
     RETURN hours;
+END $$;
+
+-- Takes in what was loaded by other means than functions/store: makes the partitions that
+-- the rows need, and has the aggregates of their hours computed by the next refresh.
+CREATE FUNCTION timeseries.adopt()
+RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog SET timezone = 'UTC' AS $$
+DECLARE
+    t timeseries.tables;
+    days date[];
+BEGIN
+    IF timeseries.extension() IS NOT NULL THEN
+        RETURN;
+    END IF;
+    FOR t IN SELECT * FROM timeseries.tables LOOP
+        EXECUTE format('SELECT array_agg(DISTINCT %I::date) FROM timeseries.%I', t.time_column, t.name || '_other') INTO days;
+        PERFORM timeseries.cover(t.name, coalesce(days, '{}'));
+        IF timeseries.aggregated(t.name) THEN
+            EXECUTE format('INSERT INTO timeseries.touched SELECT DISTINCT %L, date_trunc(''hour'', %I) FROM public.%I', t.name, t.time_column, t.name);
+        END IF;
+    END LOOP;
 END $$;
 
 -- Readings of servers and of services. The columns are those of the contracts

@@ -1,0 +1,142 @@
+package timeseries_test
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/jackc/pgx/v5"
+
+	"github.com/millrace-dev/millrace/shared/testkit/pgtest"
+	"github.com/millrace-dev/millrace/shared/timeseries"
+	"github.com/millrace-dev/millrace/shared/warehouse"
+)
+
+func TestMain(m *testing.M) { pgtest.Main(m) }
+
+func open(t *testing.T) (*warehouse.DB, string) {
+	t.Helper()
+	url := pgtest.URL(t)
+	db, err := warehouse.Config{URL: url, MaxConns: 4}.Open(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(db.Close)
+	if err := db.Ready(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	return db, url
+}
+
+func lines(t *testing.T, db *warehouse.DB, sql string) []string {
+	t.Helper()
+	rows, err := db.Query(t.Context(), sql)
+	if err != nil {
+		t.Fatal(err)
+	}
+	list, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return list
+}
+
+// The commands of the README move all rows, and what is made of them is the same.
+func TestReadme_copiesIntoANewDatabase(t *testing.T) {
+	old, oldURL := open(t)
+	ctx := t.Context()
+	if _, err := old.Exec(ctx, `
+		INSERT INTO public.server_metrics ("timestamp", server_id, cpu_usage_percent, power_consumption_watts)
+			SELECT date_trunc('day', now()) - n * interval '11 minutes', 'srv-' || n % 3, n % 100, 200 + n % 50 FROM generate_series(1, 2000) n;
+		INSERT INTO public.predictions ("timestamp", model, entity, model_version, prediction, details) VALUES (now() - interval '1 day', 'm', E'a\tb', '1', 0.1, '{"a": "\"x"}');
+		INSERT INTO public.anomalies ("timestamp", entity_type, entity_id, anomaly_type, severity, anomaly_score, details) VALUES (now(), 'server', 'srv-1', 'x', 'high', 0.7, '{}')`); err != nil {
+		t.Fatal(err)
+	}
+	adopt := func(db *warehouse.DB) {
+		t.Helper()
+		if _, err := db.Exec(ctx, "SELECT timeseries.adopt()"); err != nil {
+			t.Fatal(err)
+		}
+		if _, _, err := timeseries.Upkeep(ctx, db, time.Now(), 90*24*time.Hour); err != nil {
+			t.Fatal(err)
+		}
+	}
+	adopt(old)
+	renewed, newURL := open(t)
+	text, err := os.ReadFile("README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, script, _ := strings.Cut(string(text), "```sh\n")
+	script, _, _ = strings.Cut(script, "```")
+	if _, err := exec.LookPath("psql"); err != nil {
+		t.Skip("there is no psql")
+	}
+	cmd := exec.CommandContext(ctx, "bash", "-euo", "pipefail", "-c", script)
+	cmd.Env = append(os.Environ(), "OLD="+oldURL, "NEW="+newURL, "PSQLRC=/dev/null")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	adopt(renewed)
+	for _, table := range []string{"server_metrics", "predictions", "anomalies", "server_metrics_hourly"} {
+		sql := "SELECT to_jsonb(t)::text FROM public." + table + " t ORDER BY 1"
+		want, got := lines(t, old, sql), lines(t, renewed, sql)
+		if diff := cmp.Diff(want, got); diff != "" || len(got) == 0 {
+			t.Errorf("%s (-old +new):\n%.2000s", table, diff)
+		}
+	}
+	parts := "SELECT DISTINCT tableoid::regclass::text FROM public.server_metrics ORDER BY 1"
+	if diff := cmp.Diff(lines(t, old, parts), lines(t, renewed, parts)); diff != "" || len(lines(t, renewed, parts)) < 15 {
+		t.Errorf("partitions (-old +new):\n%s", diff)
+	}
+}
+
+// Any number of processes make partitions of the same days while rows come.
+func TestCover_concurrently(t *testing.T) {
+	db, _ := open(t)
+	ctx := t.Context()
+	var days []time.Time
+	for n := range 10 {
+		days = append(days, time.Date(2026, 3, 1+n, 0, 0, 0, 0, time.UTC))
+	}
+	done := make(chan error)
+	for range 3 {
+		go func() { done <- timeseries.Cover(context.WithoutCancel(ctx), db, "server_metrics", days) }()
+	}
+	go func() {
+		_, err := db.Exec(context.WithoutCancel(ctx), `INSERT INTO public.server_metrics ("timestamp", server_id)
+			SELECT timestamptz '2026-03-01 00:00:00Z' + n * interval '30 minutes', 'a' FROM generate_series(0, 479) n`)
+		done <- err
+	}()
+	for range 4 {
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}
+	got := lines(t, db, `SELECT count(*) || ' of ' || count(DISTINCT tableoid) FROM public.server_metrics WHERE tableoid::regclass::text ~ '[0-9]$'`)
+	if got[0] != "480 of 10" {
+		t.Errorf("rows %s partitions, want 480 of 10", got[0])
+	}
+}
+
+// An unresolved anomaly that is worse comes before one that is not.
+func TestActiveAnomalies_worstFirst(t *testing.T) {
+	db, _ := open(t)
+	if _, err := db.Exec(t.Context(), `INSERT INTO public.anomalies ("timestamp", entity_type, entity_id, anomaly_type, severity, anomaly_score, details, resolved)
+		SELECT now() - n * interval '1 minute', 'server', s, 'x', s, 0.5, '{}'::jsonb, n = 9 FROM unnest('{medium,critical,low,high}'::text[], '{1,2,3,4}'::int[]) u (s, n)
+		UNION ALL SELECT now(), 'server', 'over', 'x', 'critical', 1, '{}', true`); err != nil {
+		t.Fatal(err)
+	}
+	var b bytes.Buffer
+	for _, l := range lines(t, db, "SELECT entity_id FROM public.active_anomalies") {
+		b.WriteString(l + " ")
+	}
+	if got := b.String(); got != "critical high medium low " {
+		t.Errorf("%s", got)
+	}
+}
