@@ -1,5 +1,5 @@
 // Package telemetry sets a process up to be observed: JSON logs, metrics for
-// Prometheus to scrape, and traces and metrics over OTLP when a collector is
+// Prometheus to scrape, and traces, metrics and logs over OTLP when a collector is
 // configured.
 //
 // It uses OpenTelemetry's SDK as it is. knative.dev/pkg/observability wraps the same
@@ -23,13 +23,16 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"go.opentelemetry.io/contrib/bridges/otelslog"
 	"go.opentelemetry.io/otel"
 	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/exporters/otlp/otlplog/otlploghttp"
 	"go.opentelemetry.io/otel/exporters/otlp/otlpmetric/otlpmetrichttp"
 	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracehttp"
 	promexporter "go.opentelemetry.io/otel/exporters/prometheus"
 	"go.opentelemetry.io/otel/metric"
 	"go.opentelemetry.io/otel/propagation"
+	sdklog "go.opentelemetry.io/otel/sdk/log"
 	sdkmetric "go.opentelemetry.io/otel/sdk/metric"
 	"go.opentelemetry.io/otel/sdk/resource"
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
@@ -75,11 +78,13 @@ type Telemetry struct {
 // exporters, OpenTelemetry's OTEL_* variables. A collector that cannot be reached is
 // no error; what cannot be sent is dropped.
 func Setup(ctx context.Context, service string) (*Telemetry, error) {
-	logger, err := newLogger(service)
+	level, err := logLevel()
 	if err != nil {
 		return nil, err
 	}
-	t := &Telemetry{Logger: logger, registry: prometheus.NewRegistry()}
+	local := slog.Handler(slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{Level: level}).WithAttrs([]slog.Attr{slog.String("service", service)}))
+	handler := local
+	t := &Telemetry{registry: prometheus.NewRegistry()}
 	t.registry.MustRegister(
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 		collectors.NewGoCollector(collectors.WithGoCollectorRuntimeMetrics()),
@@ -112,16 +117,26 @@ func Setup(ctx context.Context, service string) (*Telemetry, error) {
 		t.shutdown = append(t.shutdown, traces.Shutdown)
 		otel.SetTracerProvider(traces)
 		otel.SetTextMapPropagator(propagation.TraceContext{})
+
+		records, err := otlploghttp.New(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("making the OTLP log exporter: %w", err)
+		}
+		logs := sdklog.NewLoggerProvider(sdklog.WithResource(res), sdklog.WithProcessor(sdklog.NewBatchProcessor(records)))
+		t.shutdown = append(t.shutdown, logs.Shutdown)
+		handler = slog.NewMultiHandler(handler, atLevel{otelslog.NewHandler(service, otelslog.WithLoggerProvider(logs)), level})
 	}
+	t.Logger = slog.New(handler)
 	meters := sdkmetric.NewMeterProvider(metrics...)
 	t.Meters = meters
 	t.shutdown = append(t.shutdown, meters.Shutdown)
 
 	otel.SetMeterProvider(meters)
 	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) {
-		logger.Warn("telemetry", "error", err)
+		// Not over OTLP, which may be what does not work.
+		slog.New(local).Warn("telemetry", "error", err)
 	}))
-	slog.SetDefault(logger)
+	slog.SetDefault(t.Logger)
 	return t, nil
 }
 
@@ -147,13 +162,30 @@ func (t *Telemetry) Shutdown(ctx context.Context) error {
 // collector tells whether an OTLP endpoint is configured.
 func collector() bool { return os.Getenv("OTEL_EXPORTER_OTLP_ENDPOINT") != "" }
 
-func newLogger(service string) (*slog.Logger, error) {
-	var level slog.Level
+// logLevel is what LOG_LEVEL says.
+func logLevel() (level slog.Level, err error) {
 	if text := strings.TrimSpace(os.Getenv("LOG_LEVEL")); text != "" {
 		if err := level.UnmarshalText([]byte(text)); err != nil {
-			return nil, fmt.Errorf("LOG_LEVEL=%q: must be debug, info, warn or error", text)
+			return 0, fmt.Errorf("LOG_LEVEL=%q: must be debug, info, warn or error", text)
 		}
 	}
-	h := slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{Level: level})
-	return slog.New(h).With("service", service), nil
+	return level, nil
+}
+
+// atLevel leaves out what is below a level, which the bridge to OTLP knows nothing of.
+type atLevel struct {
+	slog.Handler
+	level slog.Level
+}
+
+func (h atLevel) Enabled(ctx context.Context, level slog.Level) bool {
+	return level >= h.level && h.Handler.Enabled(ctx, level)
+}
+
+func (h atLevel) WithAttrs(attrs []slog.Attr) slog.Handler {
+	return atLevel{h.Handler.WithAttrs(attrs), h.level}
+}
+
+func (h atLevel) WithGroup(name string) slog.Handler {
+	return atLevel{h.Handler.WithGroup(name), h.level}
 }

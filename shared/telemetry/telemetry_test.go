@@ -43,7 +43,7 @@ func TestMetricsOfTheServiceAndTheProcess(t *testing.T) {
 	}
 }
 
-func TestCollectorGetsSpansAndMetrics(t *testing.T) {
+func TestCollectorGetsSpansMetricsAndLogs(t *testing.T) {
 	var mu sync.Mutex
 	paths := map[string]int{}
 	collector := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
@@ -68,11 +68,12 @@ func TestCollectorGetsSpansAndMetrics(t *testing.T) {
 		t.Fatal(err)
 	}
 	counter.Add(t.Context(), 1)
+	set.Logger.Info("something happened")
 	shutdown(t, set) // flushes
 
 	mu.Lock()
 	defer mu.Unlock()
-	if paths["/v1/traces"] == 0 || paths["/v1/metrics"] == 0 {
+	if paths["/v1/traces"] == 0 || paths["/v1/metrics"] == 0 || paths["/v1/logs"] == 0 {
 		t.Errorf("the collector got %v", paths)
 	}
 }
