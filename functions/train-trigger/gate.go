@@ -63,7 +63,8 @@ type verdict struct {
 // if there is none; broken says why the new bundle cannot be served, nil if it can.
 //
 // The new model passes when it beats the baseline, and is not worse than the version
-// that serves on the window that came after all it has seen.
+// that serves on the window that came after all it has seen. Where none serves, it has
+// to beat the baseline for sure: predict has another model to serve meanwhile.
 func (g *gate) judge(r *report, serving string, broken error) verdict {
 	keep := func(format string, args ...any) verdict { return verdict{reason: fmt.Sprintf(format, args...)} }
 	if r.Version == "" {
@@ -83,6 +84,9 @@ func (g *gate) judge(r *report, serving string, broken error) verdict {
 		}
 		if m.Value <= 0 {
 			return keep("it is no better than no model: %s is %s", g.Baseline, m)
+		}
+		if serving == "" && m.Low != nil && *m.Low <= 0 {
+			return keep("it may be no better than no model: %s is %s", g.Baseline, m)
 		}
 		beats = fmt.Sprintf("; %s is %s", g.Baseline, m)
 	}

@@ -33,6 +33,7 @@ func TestGate(t *testing.T) {
 	}{
 		{"the first model", report{Version: "1", Metrics: metrics(nil)}, "", nil, g, true, "it is the first; baseline_log_loss_gain is +0.02000 (95 % between +0.01000 and +0.03000)"},
 		{"the first, no better than none", report{Version: "1", Metrics: metrics(map[string]float64{baseline: -0.001})}, "", nil, g, false, "no better than no model: baseline_log_loss_gain is -0.00100"},
+		{"the first, which may be luck", report{Version: "1", Metrics: map[string]measure{baseline: {Value: 0.02, Low: number(-0.01), High: number(0.05)}}}, "", nil, g, false, "may be no better than no model: baseline_log_loss_gain is +0.02000 (95 % between -0.01000 and +0.05000)"},
 		{"as good as none", report{Version: "1", Metrics: metrics(map[string]float64{baseline: 0})}, "", nil, g, false, "no better"},
 		{"better", report{Version: "2", Metrics: metrics(nil), Champion: &champion{Version: "1"}}, "1", nil, g, true, "not worse than version 1: champion_log_loss_gain is +0.00400"},
 		{"worse within the tolerance", report{Version: "2", Metrics: metrics(map[string]float64{gain: -0.001}), Champion: &champion{Version: "1"}}, "1", nil, g, true, "not worse"},

@@ -244,9 +244,11 @@ func (l *learner) request(ctx context.Context, tx pgx.Tx, name, what, why string
 	}
 	p, now := l.policies[name], l.now().UTC()
 	data := map[string]any{"model": name, "reason": what + ": " + why}
-	for _, from := range []map[string]any{p.Request, more} {
-		maps.Copy(data, from)
+	maps.Copy(data, p.Request)
+	if what == forDrift {
+		maps.Copy(data, p.DriftRequest)
 	}
+	maps.Copy(data, more)
 	id := events.ReplyID(by.source, by.id, l.function+" train "+name)
 	var run int64
 	err = tx.QueryRow(ctx, `INSERT INTO learning.runs (model, asked_for, asked_by_source, asked_by_id, request_id, requested_at, deadline) VALUES ($1, $2, $3, $4, $5, $6, $7) RETURNING run_id`,

@@ -37,7 +37,7 @@ func TestLifeOfAModel(t *testing.T) {
 	w.must(w.event(events.GoldChecked, "/millrace/etl-step", "key", map[string]any{}))
 	w.want("enough rows", []string{"train"}, []string{"training.requested"}, "")
 	m, data := w.broker.last(t, events.TrainingRequested)
-	if m.Get("subject") != shop || data["model"] != shop || data["trials"] != 3.0 || data["reason"] != "rows: 10 new rows, of which 10 are enough" {
+	if m.Get("subject") != shop || data["model"] != shop || data["trials"] != 3.0 || data["max_rows"] != nil || data["reason"] != "rows: 10 new rows, of which 10 are enough" {
 		t.Errorf("asked for %v", data)
 	}
 	w.rows(1000)
@@ -58,6 +58,9 @@ func TestLifeOfAModel(t *testing.T) {
 
 	w.must(w.driftEvent())
 	w.tickAt(time.Minute) // drift has a rest of its own
+	if _, data := w.broker.last(t, events.TrainingRequested); data["reason"] != "drift: drift was detected" || data["trials"] != 3.0 || data["max_rows"] != 5.0 {
+		t.Errorf("asked for %v", data)
+	}
 	w.must(w.ended(w.aliases.add(corrupt), 0.1, "1"))
 	if _, data := w.broker.last(t, events.ModelKept); !strings.Contains(fmt.Sprint(data["reason"]), "50 bytes") {
 		t.Errorf("told %v", data)

@@ -27,6 +27,7 @@ type policy struct {
 	Deadline      time.Duration  `yaml:"deadline"`
 	Retry         time.Duration  `yaml:"retry"`
 	Request       map[string]any `yaml:"request"`
+	DriftRequest  map[string]any `yaml:"drift_request"`
 	Gate          gate           `yaml:"gate"`
 }
 
@@ -84,8 +85,10 @@ func (p *policy) check() error {
 		return errors.New("gate.tolerance: must not be negative")
 	}
 	for _, field := range []string{"model", "reason", "as_of"} {
-		if _, set := p.Request[field]; set {
-			return fmt.Errorf("request.%s: is set by each request itself", field)
+		for name, fields := range map[string]map[string]any{"request": p.Request, "drift_request": p.DriftRequest} {
+			if _, set := fields[field]; set {
+				return fmt.Errorf("%s.%s: is set by each request itself", name, field)
+			}
 		}
 	}
 	return nil

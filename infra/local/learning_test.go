@@ -27,7 +27,7 @@ const learningPolicies = `models:
     deadline: 10m
     retry: 1s
     request: {trials: 6, bootstrap: 100}
-    gate: {gain: champion_gain, tolerance: 0.01, baseline: baseline_gain}
+    gate: {gain: champion_gain, tolerance: 0.03, baseline: baseline_gain}
 `
 
 // TestLearning takes the shop's model through its life with the real parts: rows that
@@ -59,7 +59,7 @@ func TestLearning(t *testing.T) {
 	// A shop of days, whose sessions have ended but for the last.
 	p.startLoad("-rate", "0", "-count", "40000", "-density", "0.08", "-seed", "3").wait()
 	p.awaitDecisions(db, "train", "promote 1")
-	t.Logf("version 1 is decided on after %s", time.Since(began).Round(time.Second))
+	t.Logf("version 1 is decided on after %s: %s", time.Since(began).Round(time.Second), reason(t, db))
 	asked.await("1")
 
 	train := func(request string) {
@@ -75,13 +75,16 @@ func TestLearning(t *testing.T) {
 	t.Logf("kept: %s", reason(t, db))
 	asked.await("1")
 
-	// The trainer is killed in the middle of its work.
+	// The trainer is killed in the middle of its work. The one before has told, and ends.
+	eventually(t, "the trainer ends", func() bool { s, ok := p.process("training"); return !ok || s.PID == 0 }, p.out.String)
 	train(`{"seed":2,"trials":12}`)
 	pid := p.awaitTrainer(0)
 	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	p.awaitTrainer(pid)
+	eventually(t, "the job is begun again", func() bool {
+		return strings.Contains(p.out.String(), "failed (signal 9, killed)") && strings.Contains(p.out.String(), "attempt 1 of 4")
+	}, p.out.String)
 	p.awaitDecisions(db, "train", "promote 1", "train", "keep 2", "train", "promote 3")
 	asked.await("3")
 
