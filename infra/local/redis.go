@@ -77,6 +77,9 @@ func (w *parts) redisSpec() (supervise.Spec, error) {
 			// server loses nothing. It is not forced to the disk: what the other parts
 			// keep can fill Redis again, should the machine die.
 			"--appendonly", "yes", "--appendfsync", "no", "--save", "",
+			// Writing the file anew takes a copy of the process and its time, and what is
+			// here is written about once: it is done for what has expired, not for growth.
+			"--auto-aof-rewrite-min-size", "256mb", "--auto-aof-rewrite-percentage", "200",
 			// A rank that is dropped to make room would be counted again.
 			"--maxmemory-policy", "noeviction",
 		},

@@ -22,17 +22,7 @@ import (
 	"github.com/millrace-dev/millrace/shared/kafka"
 )
 
-const pipelineManifest = brokerManifest + `
-apiVersion: sources.knative.dev/v1
-kind: KafkaSource
-metadata: {name: raw, namespace: m}
-spec:
-  topics: [raw]
-  initialOffset: earliest
-  sink:
-    ref: {apiVersion: eventing.knative.dev/v1, kind: Broker, name: default}
----
-apiVersion: eventing.knative.dev/v1
+const pipelineManifest = sourceManifest + `apiVersion: eventing.knative.dev/v1
 kind: Trigger
 metadata: {name: validate, namespace: m, annotations: {kafka.eventing.knative.dev/delivery.order: ordered}}
 spec:

@@ -11,20 +11,36 @@ import (
 )
 
 // catchUp reads for one Trigger the partitions in which it is detached from the
-// Broker's reader, until it has seen there what the reader has. It has a client only
-// while it needs one.
+// Broker's reader, until it has seen there what the reader has. It has clients only
+// while it needs them: one, most of the time.
+//
+// A client drops all that it has fetched, of all partitions, when one is taken out of
+// it or moved. Where a Trigger is behind in many partitions and each of them is level
+// now and then, nothing would ever be fetched long enough to be used. So a partition
+// that is done is only paused while others are being read; if it is behind again
+// before they are done, another client reads it.
 type catchUp struct {
 	reader       *reader
 	subscription *subscription
 
 	// mu comes before the locks of partitions and queues.
-	mu     sync.Mutex
+	mu       sync.Mutex
+	readings []*reading
+	closed   bool
+}
+
+// reading is a client that reads partitions for a catchUp.
+type reading struct {
+	c      *catchUp
 	client *kgo.Client
 	// ended is closed when the client's polling goroutine has ended.
-	ended  chan struct{}
+	ended chan struct{}
+
+	// Under the catchUp's mu: the lanes being read, and the partitions that the client
+	// still has although they are not.
 	lanes  map[int32]*lane
+	parked []int32
 	idle   *time.Timer
-	closed bool
 
 	// scratch, matched, touched and trouble belong to the polling goroutine.
 	scratch events.Message
@@ -41,6 +57,18 @@ func (c *catchUp) offsets(l *lane, from int64) map[string]map[int32]kgo.Offset {
 	return map[string]map[int32]kgo.Offset{c.reader.topic: {l.p.id: kgo.NewOffset().At(from)}}
 }
 
+func (c *catchUp) partition(l *lane) topicPartition { return topicPartition{c.reader.topic, l.p.id} }
+
+// of is what reads the lane, nil when nothing does. The caller holds mu.
+func (c *catchUp) of(l *lane) *reading {
+	for _, r := range c.readings {
+		if r.lanes[l.p.id] == l {
+			return r
+		}
+	}
+	return nil
+}
+
 // read begins to read the lane's partition from the offset on.
 func (c *catchUp) read(l *lane, from int64) {
 	c.mu.Lock()
@@ -48,10 +76,13 @@ func (c *catchUp) read(l *lane, from int64) {
 	if c.closed || l.p.ended.Load() {
 		return
 	}
-	if c.client != nil {
-		c.lanes[l.p.id] = l
-		c.client.AddConsumePartitions(c.offsets(l, from))
-		return
+	l.turn++
+	for _, r := range c.readings {
+		if r.lanes[l.p.id] == nil && !slices.Contains(r.parked, l.p.id) {
+			r.lanes[l.p.id] = l
+			r.client.AddConsumePartitions(c.offsets(l, from))
+			return
+		}
 	}
 	opts := c.reader.opts
 	client, err := kgo.NewClient(append(opts[:len(opts):len(opts)], kgo.ConsumePartitions(c.offsets(l, from)))...)
@@ -60,29 +91,39 @@ func (c *catchUp) read(l *lane, from int64) {
 		c.subscription.log.Error("making a client to catch up with failed", "error", err)
 		return
 	}
-	c.client, c.ended, c.lanes = client, make(chan struct{}), map[int32]*lane{l.p.id: l}
-	go func(ended chan struct{}) {
-		defer close(ended)
-		poll(c.reader.hard, client, c.reader.stopped, func(f *kgo.FetchTopicPartition) { c.handle(client, f) }, c.join)
-	}(c.ended)
+	r := &reading{c: c, client: client, ended: make(chan struct{}), lanes: map[int32]*lane{l.p.id: l}}
+	c.readings = append(c.readings, r)
+	go func() {
+		defer close(r.ended)
+		poll(c.reader.hard, client, c.reader.stopped, r.handle, r.join)
+	}()
 }
 
 // handle takes what was fetched.
-func (c *catchUp) handle(client *kgo.Client, f *kgo.FetchTopicPartition) {
-	s := c.subscription
+func (r *reading) handle(f *kgo.FetchTopicPartition) {
+	s := r.c.subscription
 	if f.Err != nil {
-		c.trouble.note(s.log, f)
+		r.trouble.note(s.log, f)
 		s.flow.failure.note("fetching " + f.Topic + ": " + f.Err.Error())
 	}
-	c.mu.Lock()
-	l := c.lanes[f.Partition]
-	c.mu.Unlock()
+	turn, l := 0, (*lane)(nil)
+	r.c.mu.Lock()
+	if l = r.lanes[f.Partition]; l != nil {
+		turn = l.turn
+	}
+	r.c.mu.Unlock()
 	if l == nil || len(f.Records) == 0 {
 		return
 	}
-	es, fetched := c.match(f.Records)
+	es, fetched := r.match(f.Records)
 	first, end := f.Records[0].Offset, f.Records[len(f.Records)-1].Offset+1
+	r.c.mu.Lock()
+	if r.lanes[f.Partition] != l || l.turn != turn {
+		r.c.mu.Unlock()
+		return // it was attached meanwhile
+	}
 	l.p.mu.Lock()
+	r.c.mu.Unlock()
 	if !l.reading {
 		l.p.mu.Unlock()
 		return
@@ -99,40 +140,41 @@ func (c *catchUp) handle(client *kgo.Client, f *kgo.FetchTopicPartition) {
 	l.add(es, l.at, fetched)
 	l.p.mu.Unlock()
 	clear(es)
-	c.matched = es[:0]
+	r.matched = es[:0]
 	if l.full() {
-		l.valve.shut(client, topicPartition{f.Topic, f.Partition}, &l.queue)
+		r.c.shut(l)
 	}
-	c.touched = append(c.touched, l)
+	r.touched = append(r.touched, l)
 }
 
 // match are the events of the records that pass the Trigger's filter, and how many
 // bytes all records have about.
-func (c *catchUp) match(rs []*kgo.Record) (es []queued, fetched int) {
-	es = c.matched
-	for _, r := range rs {
-		fetched += len(r.Value) + eventOverhead
-		c.subscription.interest.match(&c.scratch, r, func(_ int, e queued) { es = append(es, e) })
+func (r *reading) match(rs []*kgo.Record) (es []queued, fetched int) {
+	es = r.matched
+	for _, rec := range rs {
+		fetched += len(rec.Value) + eventOverhead
+		r.c.subscription.interest.match(&r.scratch, rec, func(_ int, e queued) { es = append(es, e) })
 	}
 	return es, fetched
 }
 
 // join attaches those of the lanes read last that are level with the reader. It runs
 // between two polls, so that nothing more of them is under way here.
-func (c *catchUp) join() {
-	for _, l := range c.touched {
-		c.attach(l)
+func (r *reading) join() {
+	for _, l := range r.touched {
+		r.c.attach(l)
 	}
-	clear(c.touched)
-	c.touched = c.touched[:0]
-	c.reader.nudge()
+	clear(r.touched)
+	r.touched = r.touched[:0]
+	r.c.reader.nudge()
 }
 
 // attach attaches the lane if it is level with the reader.
 func (c *catchUp) attach(l *lane) (attached bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.lanes[l.p.id] != l || !l.roomy() {
+	r := c.of(l)
+	if r == nil || !l.roomy() {
 		return false
 	}
 	l.p.mu.Lock()
@@ -141,9 +183,18 @@ func (c *catchUp) attach(l *lane) (attached bool) {
 	}
 	l.p.mu.Unlock()
 	if attached {
-		c.remove(l)
+		r.remove(l)
 	}
 	return attached
+}
+
+// shut stops the reading of a lane that is full.
+func (c *catchUp) shut(l *lane) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if r := c.of(l); r != nil {
+		l.valve.shut(r.client, c.partition(l), &l.queue)
+	}
 }
 
 // resume goes on reading a lane that has room again.
@@ -153,8 +204,8 @@ func (c *catchUp) resume(l *lane) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.lanes[l.p.id] == l {
-		l.valve.open(c.client, topicPartition{c.reader.topic, l.p.id})
+	if r := c.of(l); r != nil {
+		l.valve.open(r.client, c.partition(l))
 	}
 }
 
@@ -162,50 +213,58 @@ func (c *catchUp) resume(l *lane) {
 func (c *catchUp) drop(l *lane) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.lanes[l.p.id] == l {
-		c.remove(l)
+	if r := c.of(l); r != nil {
+		r.remove(l)
 	}
 }
 
 // remove takes the lane out. The caller holds mu.
-func (c *catchUp) remove(l *lane) {
-	delete(c.lanes, l.p.id)
-	l.valve.open(c.client, topicPartition{c.reader.topic, l.p.id})
-	c.client.RemoveConsumePartitions(map[string][]int32{c.reader.topic: {l.p.id}})
-	if len(c.lanes) > 0 {
+func (r *reading) remove(l *lane) {
+	topic := r.c.reader.topic
+	delete(r.lanes, l.p.id)
+	r.parked = append(r.parked, l.p.id)
+	r.client.PauseFetchPartitions(map[string][]int32{topic: {l.p.id}})
+	l.valve.forget()
+	if len(r.lanes) > 0 {
 		return
 	}
-	if c.idle == nil {
-		c.idle = time.AfterFunc(linger, c.closeIdle)
+	r.client.RemoveConsumePartitions(map[string][]int32{topic: slices.Clone(r.parked)})
+	r.client.ResumeFetchPartitions(map[string][]int32{topic: r.parked}) // a pause would outlive it
+	r.parked = nil
+	if r.idle == nil {
+		r.idle = time.AfterFunc(linger, r.closeIdle)
 	} else {
-		c.idle.Reset(linger)
+		r.idle.Reset(linger)
 	}
 }
 
-func (c *catchUp) closeIdle() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.client == nil || len(c.lanes) > 0 {
-		return
+func (r *reading) closeIdle() {
+	r.c.mu.Lock()
+	idle := len(r.lanes) == 0 && slices.Contains(r.c.readings, r)
+	if idle {
+		r.c.readings = slices.DeleteFunc(r.c.readings, func(other *reading) bool { return other == r })
 	}
-	c.client.Close()
-	c.client = nil
+	r.c.mu.Unlock()
+	if idle {
+		r.client.Close()
+	}
 }
 
 // close ends all reading. It returns when nothing more comes.
 func (c *catchUp) close() {
 	c.mu.Lock()
 	c.closed = true
-	client, ended := c.client, c.ended
-	c.client, c.lanes = nil, nil
-	if c.idle != nil {
-		c.idle.Stop()
-	}
+	readings := c.readings
+	c.readings = nil
 	c.mu.Unlock()
-	if client != nil {
-		client.Close()
-	}
-	if ended != nil {
-		<-ended
+	for _, r := range readings {
+		c.mu.Lock()
+		r.lanes = nil
+		if r.idle != nil {
+			r.idle.Stop()
+		}
+		c.mu.Unlock()
+		r.client.Close()
+		<-r.ended
 	}
 }

@@ -80,17 +80,7 @@ func chaos(t *testing.T, seed uint64) {
 		}
 		return 200, replies
 	})
-	manifest := brokerManifest + fmt.Sprintf(`
-apiVersion: sources.knative.dev/v1
-kind: KafkaSource
-metadata: {name: raw, namespace: m}
-spec:
-  topics: [raw]
-  initialOffset: earliest
-  sink:
-    ref: {apiVersion: eventing.knative.dev/v1, kind: Broker, name: default}
----
-apiVersion: eventing.knative.dev/v1
+	manifest := sourceManifest + fmt.Sprintf(`apiVersion: eventing.knative.dev/v1
 kind: Trigger
 metadata: {name: t, namespace: m, annotations: {kafka.eventing.knative.dev/delivery.order: %s}}
 spec:

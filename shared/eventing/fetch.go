@@ -10,11 +10,15 @@ import (
 )
 
 // fetchOptions are the options of everything that reads topics.
-func fetchOptions(opts []kgo.Opt) []kgo.Opt {
+//
+// What was fetched of a partition is dropped when its reading is stopped, because a
+// buffer is full, and fetched again later. So not much more is fetched at a time than a
+// buffer takes; records are compressed about by half, and cost memory besides.
+func fetchOptions(opts []kgo.Opt, config *Config) []kgo.Opt {
 	return append(opts[:len(opts):len(opts)],
 		kgo.ConsumeStartOffset(kgo.NewOffset().AtStart()),
 		kgo.FetchMaxBytes(4<<20),
-		kgo.FetchMaxPartitionBytes(1<<20),
+		kgo.FetchMaxPartitionBytes(int32(min(max(config.BufferBytes/4, 32<<10), 1<<20))),
 		kgo.FetchMaxWait(time.Second),
 	)
 }
@@ -22,7 +26,7 @@ func fetchOptions(opts []kgo.Opt) []kgo.Opt {
 // memberOptions are the options of a member of a consumer group.
 func memberOptions(opts []kgo.Opt, config *Config, group string) []kgo.Opt {
 	const age = 15 * time.Second // how soon a topic that is made later is read
-	return append(fetchOptions(append([]kgo.Opt{kgo.MetadataMaxAge(age)}, opts...)),
+	return append(fetchOptions(append([]kgo.Opt{kgo.MetadataMaxAge(age)}, opts...), config),
 		kgo.ConsumerGroup(group),
 		kgo.DisableAutoCommit(),
 		kgo.BlockRebalanceOnPoll(),

@@ -72,17 +72,7 @@ func TestEngine_killed(t *testing.T) {
 		}
 		return 200, replies
 	})
-	manifest := brokerManifest + `
-apiVersion: sources.knative.dev/v1
-kind: KafkaSource
-metadata: {name: raw, namespace: m}
-spec:
-  topics: [raw]
-  initialOffset: earliest
-  sink:
-    ref: {apiVersion: eventing.knative.dev/v1, kind: Broker, name: default}
----
-apiVersion: eventing.knative.dev/v1
+	manifest := sourceManifest + `apiVersion: eventing.knative.dev/v1
 kind: Trigger
 metadata: {name: t, namespace: m, annotations: {kafka.eventing.knative.dev/delivery.order: ordered}}
 spec:

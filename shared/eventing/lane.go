@@ -36,6 +36,8 @@ type lane struct {
 	attached atomic.Bool // written under p.mu
 	// reading is set while the Trigger's catchUp has the lane.
 	reading bool
+	// turn numbers the times that the catchUp began to read it, under the catchUp's mu.
+	turn int
 	// watermark is what the catchUp has seen.
 	watermark int64
 	valve     valve // of the catchUp's fetching

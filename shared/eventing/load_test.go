@@ -41,6 +41,19 @@ metadata: {name: default, namespace: m}
 ---
 `
 
+// sourceManifest has a KafkaSource too, which sends the Broker the records of topic raw.
+const sourceManifest = brokerManifest + `
+apiVersion: sources.knative.dev/v1
+kind: KafkaSource
+metadata: {name: raw, namespace: m}
+spec:
+  topics: [raw]
+  initialOffset: earliest
+  sink:
+    ref: {apiVersion: eventing.knative.dev/v1, kind: Broker, name: default}
+---
+`
+
 func TestLoad_errors(t *testing.T) {
 	trigger := func(spec string) string {
 		return brokerManifest + "apiVersion: eventing.knative.dev/v1\nkind: Trigger\nmetadata: {name: t, namespace: m}\nspec:\n" + spec

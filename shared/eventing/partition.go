@@ -88,3 +88,10 @@ func (v *valve) open(client *kgo.Client, tp topicPartition) {
 		v.closed = false
 	}
 }
+
+// forget takes the valve for open again: the client no longer has the partition.
+func (v *valve) forget() {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.closed = false
+}

@@ -87,7 +87,7 @@ func (r *reader) start(opts []kgo.Opt) error {
 	r.mu.Unlock()
 	r.stopped, r.ready, r.moved = make(chan struct{}), make(chan struct{}), make(chan struct{}, 1)
 	r.hard, r.cancel = context.WithCancel(context.Background())
-	r.opts = fetchOptions(opts)
+	r.opts = fetchOptions(opts, r.config)
 	client, err := kgo.NewClient(append(memberOptions(opts, r.config, r.group),
 		kgo.ConsumeTopics(r.topic),
 		kgo.AdjustFetchOffsetsFn(r.assigned),
