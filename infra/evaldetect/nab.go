@@ -101,7 +101,7 @@ func readSeries(file string) (s series, err error) {
 }
 
 // detectNAB gives a series to the detector as it would come: readings one after the
-// other, a model every hour from what was until then. alarms are the readings by which
+// other, a model every three hours from what was until then. alarms are the readings by which
 // an anomaly was detected; distances are how odd each reading was.
 func detectNAB(s *series) (alarms []int, distances []float64, err error) {
 	plan := metricPlan("nab", "value")
@@ -115,7 +115,7 @@ func detectNAB(s *series) (alarms []int, distances []float64, err error) {
 	for i, v := range s.values {
 		at := s.times[i]
 		if !at.Before(next) {
-			next = at.Add(time.Hour)
+			next = at.Add(3 * time.Hour)
 			from := at.Add(-history).UnixNano() / int64(training.Step)
 			for len(buckets) > 0 && buckets[0].Number < from {
 				buckets = buckets[1:]

@@ -66,7 +66,7 @@ type Limits struct {
 // DefaultLimits are those of contracts that say nothing else. The score is a fifth of
 // the distance, so that an alarm is at least high, and a warning low or medium.
 func DefaultLimits() Limits {
-	return Limits{Alarm: 3, AlarmPoints: 1, AlarmOf: 1, Warn: 2, WarnPoints: 3, Clear: 5, CoolDown: 12,
+	return Limits{Alarm: 3, AlarmPoints: 1, AlarmOf: 1, Warn: 2, WarnPoints: 3, Clear: 5, CoolDown: 36,
 		Follow: 2 * time.Hour, Apart: 30 * time.Minute}
 }
 

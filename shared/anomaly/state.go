@@ -89,6 +89,9 @@ const (
 	keptEvents   = 64
 )
 
+// openPull is by how much slower a level follows while something is odd.
+const openPull = 8
+
 // Outcome is how a reading was taken.
 type Outcome uint8
 
@@ -141,7 +144,12 @@ func (p *Plan) Observe(s *State, e *Entity, r *Reading, to []Event) (events []Ev
 	first := len(to)
 	for c := range p.Channels {
 		t := &s.channels[c]
-		j := p.Channels[c].Detector.Judge(&p.Limits, e, r, t.level, since)
+		follow := since
+		if t.phase == open {
+			// What is odd becomes the usual only if it stays for long.
+			follow /= openPull
+		}
+		j := p.Channels[c].Detector.Judge(&p.Limits, e, r, t.level, follow)
 		t.distance[i] = unknown
 		if j.Known {
 			known++

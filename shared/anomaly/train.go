@@ -55,7 +55,7 @@ const (
 	// that gets there is taken for an anomaly and tells nothing of the noise, unless
 	// excursions are so many (share of the buckets) that they are how the metric is.
 	clear = 8.0
-	share = 0.02
+	share = 0.03
 	// beyond is where excursions begin.
 	beyond = 3.0
 	// warn is the distance that usual readings shall not come to.
@@ -97,7 +97,8 @@ func (c Training) Train(buckets []Bucket, now time.Time) (*Model, error) {
 		// elsewhere.
 		d.excess = math.Sqrt((seasons + 1) / (seasons - 1))
 		r := d.residual(y)
-		if robust(r)*d.excess < better*robust(residual) {
+		// Robust weights fit a few values closer still.
+		if robust(r)*d.excess*(1+1/seasons) < better*robust(residual) {
 			residual, level = r, d
 			m.Season, m.Week = d.season, d.week
 		}
