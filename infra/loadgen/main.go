@@ -36,6 +36,7 @@ var commands = []command{
 	{"shop", "simulate a shop's customers", runShop},
 	{"datacenter", "simulate servers and services, with anomalies and drift", runDatacenter},
 	{"replay", "send the events of a CSV file again", runReplay},
+	{"lines", "send lines as records of any topic", runLines},
 }
 
 // errUsage stands for a mistake that was already explained to the user.

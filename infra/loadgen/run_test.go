@@ -396,6 +396,38 @@ func TestKafka_brokerRestartLosesAndDoublesNothing(t *testing.T) {
 	}
 }
 
+func TestLines_keepTheirBytesAndKeys(t *testing.T) {
+	cluster, err := kfake.NewCluster(kfake.NumBrokers(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cluster.Close()
+	path := filepath.Join(t.TempDir(), "lines")
+	text := "{\"id\":\"a\", \"x\":1}\n\n  {\"id\":7}\nlast"
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	flags := []string{"lines", "-topic", "lines", "-partitions", "1", "-file", path, "-brokers", cluster.ListenAddrs()[0]}
+	var out bytes.Buffer
+	if err := run(t.Context(), append(flags, "-key", "id"), &out, io.Discard); err == nil || !strings.Contains(err.Error(), "line 4: it should be a JSON object with the field id") {
+		t.Errorf("error %v", err)
+	}
+	if out.String() != "2 lines are in topic lines\n" {
+		t.Error(out.String())
+	}
+	if err := run(t.Context(), flags, io.Discard, io.Discard); err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, r := range records(t, cluster.ListenAddrs(), "lines") {
+		got = append(got, string(r.Key)+" "+string(r.Value))
+	}
+	want := []string{`a {"id":"a", "x":1}`, `7 {"id":7}`, ` {"id":"a", "x":1}`, ` {"id":7}`, ` last`}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
 func TestKafka_noBrokerIsSaidSo(t *testing.T) {
 	_, _, err := loadgen(t, "shop", "-brokers", "127.0.0.1:1", "-wait", "50ms")
 	if err == nil || !strings.Contains(err.Error(), "no answer from Kafka at 127.0.0.1:1") {
@@ -548,6 +580,8 @@ func TestRun_mistakesAreExplained(t *testing.T) {
 		"datacenter -servers 0":         "at least 1 server",
 		"datacenter -bad 2":             "-bad must be between 0 and 1",
 		"replay":                        "replay needs -csv FILE",
+		"lines":                         "lines needs -topic TOPIC",
+		"lines -topic t -file nowhere":  "nowhere: no such file",
 		"replay -csv nowhere.csv":       "nowhere.csv: no such file",
 		"replay -csv main.go":           "main.go: line 1: column event_time is missing",
 	} {
