@@ -361,7 +361,7 @@ func AppendJSON(dst []byte, m *Message) []byte {
 		dst = append(dst, '"')
 		dst = append(dst, m.Attrs[i].Name...)
 		dst = append(dst, '"', ':')
-		dst = appendString(dst, m.Attrs[i].Value)
+		dst = AppendString(dst, m.Attrs[i].Value)
 	}
 	if len(m.Data) > 0 {
 		if len(m.Attrs) > 0 {

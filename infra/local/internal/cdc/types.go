@@ -9,7 +9,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
-	"unicode/utf8"
+
+	"github.com/millrace-dev/millrace/shared/events"
 )
 
 // kind is how Debezium shows a PostgreSQL type: the type and name in the Connect
@@ -122,39 +123,7 @@ func appendBool(dst []byte, text string) ([]byte, error) {
 // appendText writes a JSON string. What is not UTF-8, which a database of another
 // encoding may send, becomes U+FFFD.
 func appendText(dst []byte, text string) ([]byte, error) {
-	start := 0
-	dst = append(dst, '"')
-	for i := 0; i < len(text); {
-		c := text[i]
-		if c >= ' ' && c != '"' && c != '\\' && c < utf8.RuneSelf {
-			i++
-			continue
-		}
-		if c >= utf8.RuneSelf {
-			if r, n := utf8.DecodeRuneInString(text[i:]); r != utf8.RuneError || n > 1 {
-				i += n
-				continue
-			}
-			dst = append(append(dst, text[start:i]...), "\ufffd"...)
-		} else {
-			dst = append(dst, text[start:i]...)
-			switch c {
-			case '"', '\\':
-				dst = append(dst, '\\', c)
-			case '\n':
-				dst = append(dst, '\\', 'n')
-			case '\r':
-				dst = append(dst, '\\', 'r')
-			case '\t':
-				dst = append(dst, '\\', 't')
-			default:
-				dst = fmt.Appendf(dst, `\u%04x`, c)
-			}
-		}
-		i++
-		start = i
-	}
-	return append(append(dst, text[start:]...), '"'), nil
+	return events.AppendString(dst, text), nil
 }
 
 // appendFloat writes a double. Connect writes the three that JSON lacks as strings.
