@@ -36,7 +36,7 @@ FAULTS: dict[str, dict[str, tuple[float, float]]] = {
 
 _LIMITS = {_CPU: 99.9, _MEMORY: 99.9, _HEAT: 95.0}
 _MOST = 10_000  # rows that are disturbed
-SHARE = 0.01
+SHARE = 0.02
 """Of the rows, that are taken for odd: what recalls are measured at."""
 
 

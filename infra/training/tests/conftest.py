@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import psycopg
 import pytest
 
-from testbed import postgres, shop
+from testbed import postgres, servers, shop
 
 AS_OF = "2019-11-01T00:00:00Z"
 """A time after all of the shop's events."""
@@ -36,24 +36,41 @@ def warehouse(server: str) -> str:
     return url
 
 
+@pytest.fixture(scope="session")
+def datacenter(server: str) -> str:
+    """A warehouse with four days of five servers, not to be changed."""
+    url = postgres.database(server, "datacenter")
+    shop.migrate(url)
+    servers.fill(url, servers.simulate(["-config", "dev", "-seed", "3", "-backfill-days", "4"]))
+    return url
+
+
 _numbers = itertools.count(1)
+
+
+def _copy(server: str, template: str, statements: tuple[str, ...]) -> str:
+    name = f"{template}{next(_numbers)}"
+    with psycopg.connect(server, autocommit=True) as db:
+        db.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+    url = server.replace("@/postgres?", f"@/{name}?")
+    with psycopg.connect(url) as db:
+        for s in statements:
+            db.execute(s)
+    return url
 
 
 @pytest.fixture
 def changed(server: str, warehouse: str) -> Callable[..., str]:
     """Copy the warehouse, change it by statements, and give its address."""
+    assert warehouse
+    return lambda *statements: _copy(server, "shop", statements)
 
-    def copy(*statements: str) -> str:
-        name = f"shop{next(_numbers)}"
-        with psycopg.connect(server, autocommit=True) as db:
-            db.execute(f"CREATE DATABASE {name} TEMPLATE shop")
-        url = warehouse.replace("@/shop?", f"@/{name}?")
-        with psycopg.connect(url) as db:
-            for s in statements:
-                db.execute(s)
-        return url
 
-    return copy
+@pytest.fixture
+def changed_datacenter(server: str, datacenter: str) -> Callable[..., str]:
+    """Copy the datacenter's warehouse, change it by statements, and give its address."""
+    assert datacenter
+    return lambda *statements: _copy(server, "datacenter", statements)
 
 
 @dataclass
@@ -93,5 +110,12 @@ def sink(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sink]:
 
 @pytest.fixture(autouse=True)
 def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("K_SINK", "K_EVENT_PATH", "MLFLOW_TRACKING_URI", "DATABASE_URL", "TRAINING_THREADS"):
+    for name in (
+        "K_SINK",
+        "K_EVENT_PATH",
+        "MLFLOW_TRACKING_URI",
+        "DATABASE_URL",
+        "TRAINING_THREADS",
+        "TRAINING_BACKEND",
+    ):
         monkeypatch.delenv(name, raising=False)

@@ -118,7 +118,7 @@ def test_versions_are_registered_compared_and_never_doubled(
 
     if go := shutil.which("go"):
         command = [go, "test", "-count=1", "-v", "-run", "^TestRegisteredBundleLoads$", "./infra/training"]
-        environment = {**os.environ, "TRAINING_REGISTRY": mlflow}
+        environment = {**os.environ, "TRAINING_REGISTRY": mlflow, "TRAINING_MODEL": MODEL}
         got = subprocess.run(command, cwd=shop.ROOT, env=environment, capture_output=True, text=True, check=False)
         assert "--- PASS: TestRegisteredBundleLoads" in got.stdout, got.stdout + got.stderr
 
