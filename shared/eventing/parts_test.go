@@ -230,6 +230,8 @@ func TestRecordDecoder(t *testing.T) {
 		{"empty key", &kgo.Record{Key: []byte{}}, base()},
 		{"headers", withHeaders("Trace-ID", "7", "Content-Type", "Text/Plain", "empty", "", "--", "x"),
 			base("kafkaheadertraceid", "7", "datacontenttype", "text/plain", "kafkaheader", "x")},
+		{"a trace", withHeaders("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "Tracestate", "a=b"),
+			base("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "tracestate", "a=b")},
 		{"an event", kafka.ToRecord("", &event), map[string]string{"specversion": "1.0", "id": "1", "source": "/s", "type": "t", "site": "paris"}},
 		{"no valid event", kafka.ToRecord("", &invalid), base("kafkaheaderceid", "1", "kafkaheadercetype", "t", "kafkaheadercespecversion", "1.0")},
 		{"no UTF-8", kafka.ToRecord("", &broken), base("kafkaheaderceid", "1", "kafkaheadercetype", "t", "kafkaheadercespecversion", "1.0", "kafkaheadercesource", "/s", "kafkaheadercenote", "\ufffd")},

@@ -101,9 +101,13 @@ func (d *recordDecoder) wrap(m *events.Message, r *kgo.Record) {
 		if value == "" {
 			continue
 		}
-		if strings.EqualFold(h.Key, "content-type") {
+		switch name := strings.ToLower(h.Key); {
+		case name == "content-type":
 			m.Set("datacontenttype", strings.ToLower(value))
-		} else if len(m.Attrs) < maxAttributes {
+		case name == "traceparent" || name == "tracestate":
+			// What the producer's instrumentation wrote: the trace goes on with the event.
+			m.Set(name, value)
+		case len(m.Attrs) < maxAttributes:
 			m.Set("kafkaheader"+extensionName(h.Key), value)
 		}
 	}
