@@ -88,13 +88,13 @@ func TestLearning(t *testing.T) {
 	p.awaitDecisions(db, "train", "promote 1", "train", "keep 2", "train", "promote 3")
 	asked.await("3")
 
-	status, body := post(t, api("train-trigger")+"/rollback", `{"model":"purchase_prediction_model","from":"3"}`)
 	at := time.Now()
+	status, body := post(t, api("train-trigger")+"/rollback", `{"model":"purchase_prediction_model","from":"3"}`)
 	if status != http.StatusOK || !strings.Contains(body, `"to":"1"`) {
 		t.Fatalf("%d %s", status, body)
 	}
 	asked.await("1")
-	t.Logf("the former version serves %s after the answer to the rollback", time.Since(at).Round(time.Millisecond))
+	t.Logf("the former version serves %s after the rollback was asked for", time.Since(at).Round(time.Millisecond))
 
 	// MLflow is killed while a run needs it. What serves goes on serving, and the run or
 	// one after it gives its version.
