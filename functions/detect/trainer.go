@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/millrace-dev/millrace/shared/anomaly"
 	"github.com/millrace-dev/millrace/shared/contract"
@@ -59,6 +60,9 @@ func (t *trainer) tick() {
 
 // train makes models until all are fresh or the context ends.
 func (t *trainer) train(ctx context.Context) (models int, err error) {
+	if err := t.db.Ready(ctx); err != nil {
+		return 0, err
+	}
 	conn, err := t.db.Acquire(ctx)
 	if err != nil {
 		return 0, fmt.Errorf("connecting to the history: %w", err)
@@ -121,6 +125,9 @@ func (t *trainer) contract(ctx context.Context, conn *pgx.Conn, s *stream, first
 				continue
 			}
 			made, err := t.entity(ctx, conn, s, name, before)
+			if wrong, ok := errors.AsType[*pgconn.PgError](err); ok && (wrong.Code == undefinedTable || wrong.Code == undefinedColumn) {
+				return models, nil // nothing of the contract was stored yet
+			}
 			if err != nil {
 				return models, err
 			}
@@ -130,6 +137,12 @@ func (t *trainer) contract(ctx context.Context, conn *pgx.Conn, s *stream, first
 	}
 	return models, nil
 }
+
+// PostgreSQL's codes of what is not there.
+const (
+	undefinedTable  = "42P01"
+	undefinedColumn = "42703"
+)
 
 func anyOf(list []bool) bool {
 	for _, v := range list {
