@@ -1,6 +1,8 @@
 """Turns values into the numbers that the trees see, at training as at serving."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,6 +67,20 @@ class Encoder:
         if missing:
             raise ValueError(f"features {', '.join(missing)}: not in the rows")
         return np.column_stack([c.encode(table.columns[c.name]) for c in self.columns])
+
+    def table(self, rows: Sequence[Mapping[str, Any]]) -> Table:
+        """Make a table of rows as JSON has them, without labels; what is not named is missing."""
+        columns: dict[str, Numbers | Categories] = {}
+        for c in self.columns:
+            values = [r.get(c.name) for r in rows]
+            if c.values is None:
+                columns[c.name] = Numbers(np.array([np.nan if v is None else v for v in values], np.float64))
+                continue
+            known = {v: i for i, v in enumerate(dict.fromkeys(v for v in values if v is not None))}
+            ids = [-1 if v is None else known[v] for v in values]
+            columns[c.name] = Categories(tuple(known), np.array(ids, np.int64))
+        zeros = np.zeros(len(rows), np.int64)
+        return Table(columns, zeros.astype(np.float64), zeros, zeros, zeros.astype(np.bool_))
 
 
 def fit(spec: Spec, table: Table) -> Encoder:

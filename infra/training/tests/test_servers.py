@@ -42,6 +42,13 @@ def loads_in_go(folder: Path) -> None:
     assert "--- PASS: TestWrittenBundleLoads" in got.stdout, got.stdout + got.stderr
 
 
+def predicts_its_examples(folder: Path) -> None:
+    read = bundle.read(folder)
+    examples = json.loads((folder / bundle.EXAMPLES).read_text())["examples"]
+    got = read.predict(read.encoder.table([e["features"] for e in examples]))
+    np.testing.assert_array_equal(got, [e["prediction"][0] for e in examples])
+
+
 def same_bytes(one: Path, other: Path) -> None:
     for file in one.iterdir():
         if file.name != bundle.MANIFEST:
@@ -60,6 +67,7 @@ def test_power_is_predicted_better_than_by_its_mean(
     assert told["model"] == POWER
     assert sum(f.stat().st_size for f in (tmp_path / "a").iterdir()) < 2_000_000
     loads_in_go(tmp_path / "a")
+    predicts_its_examples(tmp_path / "a")
 
     # The next is measured beside it on the same rows, and with the same seed is the same.
     _, again = run(
@@ -82,6 +90,7 @@ def test_disturbed_readings_are_told_from_others(
     tail = json.loads((tmp_path / "a" / bundle.BASELINE).read_text())["tail"]
     assert [p["share"] for p in tail] == list(isolation.SHARES)
     loads_in_go(tmp_path / "a")
+    predicts_its_examples(tmp_path / "a")
 
     _, again = run(
         datacenter, sink, monkeypatch, "--model", ANOMALY, "--output", str(tmp_path / "b"), "--champion", str(tmp_path / "a")
