@@ -183,7 +183,7 @@ func (b *lockedBuffer) String() string {
 func cleanEnv(extra ...string) []string {
 	env := slices.DeleteFunc(os.Environ(), func(v string) bool {
 		name, _, _ := strings.Cut(v, "=")
-		for _, prefix := range []string{"KAFKA_", "S3_", "MILLRACE_", "CONTRACTS_DIR", "RATE", "NO_LOAD", "CREATE_TOPICS", "LOG_LEVEL", "DATABASE_URL", "REDIS_URL", "INGEST_TOKEN", "POSTGRES_BIN", "MLFLOW_"} {
+		for _, prefix := range []string{"KAFKA_", "S3_", "MILLRACE_", "CONTRACTS_DIR", "TRIGGERS_DIR", "DATACENTER", "RATE", "NO_LOAD", "CREATE_TOPICS", "LOG_LEVEL", "DATABASE_URL", "REDIS_URL", "INGEST_TOKEN", "POSTGRES_BIN", "MLFLOW_"} {
 			if strings.HasPrefix(name, prefix) {
 				return true
 			}

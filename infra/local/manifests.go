@@ -64,7 +64,14 @@ func loadPlatform(root string) (*platform, error) {
 		p.services = append(p.services, s)
 	}
 	// The Services go with the graph so that references to them are checked.
-	if p.graph, err = eventing.Load(append(files, triggers)...); err != nil {
+	files = append(files, triggers)
+	if own := os.Getenv("TRIGGERS_DIR"); own != "" {
+		if _, err := os.Stat(own); err != nil {
+			return nil, fmt.Errorf("TRIGGERS_DIR: %w", err)
+		}
+		files = append(files, own)
+	}
+	if p.graph, err = eventing.Load(files...); err != nil {
 		errs = append(errs, err)
 	}
 	if len(errs) > 0 {
@@ -74,6 +81,19 @@ func loadPlatform(root string) (*platform, error) {
 		return nil, relativeTo(root, err)
 	}
 	return p, nil
+}
+
+// predicts tells whether a Trigger delivers to the function predict, under any name.
+func (p *platform) predicts(namespace, trigger string) bool {
+	for _, t := range p.graph.Triggers {
+		if t.Namespace != namespace || t.Name != trigger || t.Subscriber.Kind != eventing.ToService {
+			continue
+		}
+		return slices.ContainsFunc(p.services, func(s service) bool {
+			return s.program == "predict" && s.namespace == t.Subscriber.Namespace && s.name == t.Subscriber.Name
+		})
+	}
+	return false
 }
 
 // loadService reads what is run of a Knative Service: the first container's

@@ -99,7 +99,7 @@ in triggers/ and a shop producer.
 
 KAFKA_BROKERS, S3_ENDPOINT (with S3_ACCESS_KEY and S3_SECRET_KEY), DATABASE_URL and
 REDIS_URL replace these parts by yours; POSTGRES_BIN names the folder of PostgreSQL's
-programs; CONTRACTS_DIR adds stream contracts.`
+programs; CONTRACTS_DIR adds stream contracts and TRIGGERS_DIR manifests.`
 	if done, err := parse(fs, args, about, stdout, stderr); done {
 		return opts, true, err
 	}
@@ -184,7 +184,7 @@ func (o *options) assignPorts(functions []string) (map[string]int, error) {
 		// A function keeps its port when others are added. Functions that are not named
 		// here come behind, from 8100 on.
 		"deadletter": 8081, "etl-step": 8082, "featurize": 8083, "ingest": 8084, "lake": 8085, "store": 8086,
-		"validate": 8087, "predict": 8088, "train-trigger": 8089, "detect": 8090, "drift": 8091, "alert": 8092, "console": 8093,
+		"validate": 8087, "predict": 8088, "train-trigger": 8089, "detect": 8090, "drift": 8091, "alert": 8092, "console": 8093, "predict-power": 8094,
 	}
 	next := 8100
 	names := slices.Concat(fixed, functions)
