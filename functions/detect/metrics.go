@@ -33,15 +33,15 @@ func newMetrics(c *cache) (*metrics, error) {
 	m.unjudged = counter("detect.unjudged", "{reading}", "Readings of which some detector could say nothing, by contract: in the warm-up, or without a value.")
 	m.stale = counter("detect.stale", "{batch}", "Batches that were judged anew since another process had written the same states.")
 	m.trainings = counter("detect.models.trained", "{model}", "Models that were learnt from history, by outcome of the training.")
-	histogram := func(name, text string, bounds ...float64) (h metric.Float64Histogram) {
+	seconds := func(name, text string, bounds ...float64) (h metric.Float64Histogram) {
 		if err == nil {
 			h, err = meter.Float64Histogram(name, metric.WithUnit("s"), metric.WithDescription(text), metric.WithExplicitBucketBoundaries(bounds...))
 		}
 		return h
 	}
-	m.redis = histogram("detect.redis", "Round trips to Redis, by what for and outcome.",
+	m.redis = seconds("detect.redis", "Round trips to Redis, by what for and outcome.",
 		0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
-	m.trainSeconds = histogram("detect.training", "Trainings.", 0.1, 0.5, 1, 2.5, 5, 10, 20, 45, 90)
+	m.trainSeconds = seconds("detect.training", "Trainings.", 0.1, 0.5, 1, 2.5, 5, 10, 20, 45, 90)
 	if err == nil {
 		_, err = meter.Float64ObservableGauge("detect.model.age", metric.WithUnit("s"),
 			metric.WithDescription("Age of the oldest model in use, by contract."),

@@ -54,6 +54,38 @@ func TestConsoleGraph(t *testing.T) {
 	}
 }
 
+// The metrics in the README are those of the code, each with a kind, a unit where there
+// is one, and what it counts.
+func TestMetrics(t *testing.T) {
+	all, err := readInstruments("../..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(all) < 30 {
+		t.Errorf("%d metrics were found", len(all))
+	}
+	for _, i := range all {
+		if i.about == "" {
+			t.Errorf("%s of %s says not what it is", i.name, i.folder)
+		}
+	}
+	text, err := os.ReadFile("../../" + metricsFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, got, _, err := cut(string(text), metricsBegin, metricsEnd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, err := MetricsTable("../..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("%s is not up to date, run `go run . -write` in infra/lint (-want +got):\n%s", metricsFile, diff)
+	}
+}
+
 func TestTestdataIsClean(t *testing.T) {
 	if diff := cmp.Diff([]string(nil), check(t, "testdata/repo")); diff != "" {
 		t.Errorf("problems (-want +got):\n%s", diff)

@@ -9,8 +9,8 @@
 //
 //	lint [-root DIR]            check; prints each problem, exits 1 if there are any
 //	lint [-root DIR] -graph     print the event graph as markdown
-//	lint [-root DIR] -write     bring the graph in triggers/README.md and the console's
-//	                            up to date
+//	lint [-root DIR] -write     bring the graph in triggers/README.md, the console's, and
+//	                            the metrics in shared/telemetry/README.md up to date
 package main
 
 import (
@@ -34,7 +34,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	flags := flag.NewFlagSet("lint", flag.ContinueOnError)
 	root := flags.String("root", "../..", "the repository")
 	graph := flags.Bool("graph", false, "print the event graph as markdown")
-	write := flags.Bool("write", false, "write the event graph into triggers/README.md and for the console")
+	write := flags.Bool("write", false, "write the event graph into triggers/README.md and for the console, and the metrics into shared/telemetry/README.md")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -51,6 +51,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 		return errors.Join(
 			WriteReadme(filepath.Join(*root, "triggers", "README.md"), g),
 			WriteJSON(filepath.Join(*root, filepath.FromSlash(consoleGraph)), g),
+			WriteMetrics(*root),
 		)
 	}
 	problems := repo.Check(ctx)

@@ -169,11 +169,16 @@ func WriteReadme(file string, g *Graph) error {
 
 // cutGraph splits a README around its graph.
 func cutGraph(text string) (before, graph, after string, err error) {
-	i := strings.Index(text, beginMark)
-	j := strings.Index(text, endMark)
+	return cut(text, beginMark, endMark)
+}
+
+// cut splits a text around what is between two lines.
+func cut(text, begin, end string) (before, between, after string, err error) {
+	i := strings.Index(text, begin)
+	j := strings.Index(text, end)
 	if i < 0 || j < i {
-		return "", "", "", fmt.Errorf("the lines %q and %q are not there", beginMark, endMark)
+		return "", "", "", fmt.Errorf("the lines %q and %q are not there", begin, end)
 	}
-	i += len(beginMark) + 1
+	i += len(begin) + 1
 	return text[:i], text[i:j], text[j:], nil
 }
