@@ -2,6 +2,7 @@ package main
 
 import (
 	"math/rand/v2"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -253,5 +254,33 @@ func TestWhatIsNotForDetect(t *testing.T) {
 		if !found {
 			t.Errorf("%s: there is no dead letter", name)
 		}
+	}
+}
+
+// The forest that comes with the program judges until the registry has one.
+func TestForestOfTheImage(t *testing.T) {
+	t.Parallel()
+	folder, err := filepath.Abs("kodata")
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := start(t, "KO_DATA_PATH="+folder, "MODEL_FALLBACK_URI=kodata:///forests")
+	cfg := small(t, 3)
+	list, _ := h.readings(cfg, 0, 1500)
+	for batch := range slices.Chunk(list, 500) {
+		h.deliver(batch)
+	}
+	found := 0
+	for key, a := range h.anomalies() {
+		if a.Type != "isolation_forest" {
+			t.Errorf("%s without a history", key)
+		}
+		if a.Details.Model != "forest starter" || a.Details.TrainedAt == nil {
+			t.Errorf("%s: %+v", key, a.Details)
+		}
+		found++
+	}
+	if found == 0 {
+		t.Error("the forest found nothing")
 	}
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"math"
 	"runtime"
@@ -13,6 +14,7 @@ import (
 	"github.com/millrace-dev/millrace/infra/loadgen/datacenter"
 	"github.com/millrace-dev/millrace/shared/anomaly"
 	"github.com/millrace-dev/millrace/shared/contract"
+	"github.com/millrace-dev/millrace/shared/model"
 )
 
 // scope is how much of a configuration is simulated.
@@ -24,8 +26,9 @@ type scope struct {
 	// live is at most how long, readings at most how many of each entity.
 	live     time.Duration
 	readings int
-	// drift moves the start within the week.
-	start time.Time
+	start    time.Time
+	// forest is the folder of the isolation forest's bundle, "" for none.
+	forest string
 }
 
 // tally is what came of the anomalies of one type, or of all.
@@ -70,6 +73,7 @@ type outcome struct {
 	interval time.Duration
 	types    map[datacenter.Type]*tally
 	other    tally // wrong ones in metrics that no type changes
+	forest   tally // what the isolation forest alone finds, of servers
 	total    tally
 	days     float64 // simulated
 	scale    float64 // entities of the configuration for each simulated one
@@ -104,12 +108,22 @@ func evaluate(name string, sc scope) (*outcome, error) {
 	if err != nil {
 		return nil, err
 	}
+	forest := &anomaly.Forest{}
+	if sc.forest != "" {
+		bundle, err := model.Load(context.Background(), model.Folder(sc.forest))
+		if err != nil {
+			return nil, err
+		}
+		if err := forest.Use(bundle, "starter"); err != nil {
+			return nil, err
+		}
+	}
 	plan := func(name string) (*anomaly.Plan, error) {
 		c, ok := contracts.Contract(name)
 		if !ok {
 			return nil, fmt.Errorf("there is no contract %s", name)
 		}
-		return anomaly.NewPlan(c, &anomaly.Forest{})
+		return anomaly.NewPlan(c, forest)
 	}
 	servers, err := plan("datacenter-server")
 	if err != nil {
@@ -180,6 +194,7 @@ func evaluate(name string, sc scope) (*outcome, error) {
 		return nil, fmt.Errorf("configuration %s: %w", name, failure)
 	}
 	out.total = out.other
+	out.total.wrong += out.forest.wrong
 	for _, t := range out.types {
 		out.total.add(t)
 	}
@@ -242,7 +257,7 @@ func (e *simulated) detect(start time.Time, interval time.Duration, n int, out *
 // detected within an episode of its entity, in a metric that such an episode changes;
 // nothing is adjusted.
 func (o *outcome) match(truth []datacenter.Episode, list []found, start, end time.Time) {
-	first := make([]time.Time, len(truth))
+	first, byForest := make([]time.Time, len(truth)), make([]bool, len(truth))
 	for _, f := range list {
 		right := false
 		for i := range truth {
@@ -251,11 +266,16 @@ func (o *outcome) match(truth []datacenter.Episode, list []found, start, end tim
 				continue
 			}
 			right = true
+			byForest[i] = byForest[i] || f.metric == ""
 			if first[i].IsZero() || f.at.Before(first[i]) {
 				first[i] = f.at
 			}
 		}
-		if !right {
+		switch {
+		case right:
+		case f.metric == "":
+			o.forest.wrong++
+		default:
 			o.blame(f.metric).wrong++
 		}
 	}
@@ -270,6 +290,12 @@ func (o *outcome) match(truth []datacenter.Episode, list []found, start, end tim
 		if !first[i].IsZero() {
 			t.found++
 			t.delays = append(t.delays, float64(first[i].Sub(e.Start))/float64(o.interval))
+		}
+		if byForest[i] {
+			o.forest.found++
+		}
+		if !e.OfService {
+			o.forest.episodes++
 		}
 	}
 }
@@ -300,6 +326,9 @@ func (o *outcome) table(b *strings.Builder) {
 		line("(other metrics)", &o.other)
 	}
 	line("all", &o.total)
+	if o.forest.found+o.forest.wrong > 0 {
+		line("(forest alone)", &o.forest)
+	}
 }
 
 func number(v float64, decimals int) string {

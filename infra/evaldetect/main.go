@@ -32,6 +32,7 @@ func run(ctx context.Context, args []string, w io.Writer) error {
 	services := flags.Int("services", 12, "at most how many services")
 	live := flags.Duration("live", 24*time.Hour, "at most how long is detected in each configuration")
 	readings := flags.Int("readings", 10_000, "at most how many readings of each entity are judged")
+	forest := flags.String("forest", "infra/training/starter/anomaly", "folder of the isolation forest's bundle; empty for none")
 	only := flags.String("only", "", "names of configurations, separated by commas; all if empty")
 	dir := flags.String("nab", os.Getenv("NAB_DIR"), "folder of series of the Numenta Anomaly Benchmark, with windows.json (env NAB_DIR)")
 	if err := flags.Parse(args); err != nil {
@@ -54,7 +55,7 @@ func run(ctx context.Context, args []string, w io.Writer) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		o, err := evaluate(name, scope{seed: *seed, servers: *servers, services: *services, live: *live, readings: *readings, start: start})
+		o, err := evaluate(name, scope{seed: *seed, servers: *servers, services: *services, live: *live, readings: *readings, start: start, forest: *forest})
 		if err != nil {
 			return err
 		}

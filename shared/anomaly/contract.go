@@ -73,7 +73,7 @@ func NewPlan(c *contract.Contract, forest *Forest) (*Plan, error) {
 			return nil, fmt.Errorf("contract %s: detect names the model %s, and there is none", c.Name, d.Model)
 		}
 		p.Forest = d.Model
-		p.Channels = append(p.Channels, Channel{Type: "isolation_forest", Detector: forest.of(p.Metrics)})
+		p.Channels = append(p.Channels, Channel{Type: "isolation_forest", Detector: forest.of(p.Metrics), Calm: true})
 	}
 	p.hashes = make([]uint32, len(p.Channels))
 	for i, ch := range p.Channels {

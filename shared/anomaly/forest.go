@@ -3,7 +3,6 @@ package anomaly
 import (
 	"fmt"
 	"math"
-	"sort"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -21,20 +20,45 @@ type Forest struct {
 type forest struct {
 	bundle  *model.Bundle
 	version string
-	rows    sync.Pool
+	// median is the score of a usual row, and deviation the robust one of those that are
+	// odder: what a twentieth of the rows exceeds, as of a normal distribution. Rarer
+	// scores may be anomalies of the history.
+	median, deviation float64
+	rows              sync.Pool
 }
 
 // Use takes a version into service. The error says why it cannot be judged by, and
 // leaves the one that there is.
 func (f *Forest) Use(b *model.Bundle, version string) error {
-	if len(b.Baseline.Tail) < 2 {
-		return fmt.Errorf("model %s %s: baseline.json has no tail, which says how rare scores are", b.Manifest.Name, version)
-	}
 	if b.Model.Outputs() != 1 {
 		return fmt.Errorf("model %s %s: %d outputs, a forest has one", b.Manifest.Name, version, b.Model.Outputs())
 	}
-	f.current.Store(&forest{bundle: b, version: version})
+	const twentieth = 1.6449 // deviations from the median
+	median, low := quantile(&b.Baseline.Score, 0.5), quantile(&b.Baseline.Score, 0.05)
+	deviation := (median - low) / twentieth
+	if !(deviation > 0) {
+		return fmt.Errorf("model %s %s: baseline.json has no usable distribution of the score", b.Manifest.Name, version)
+	}
+	f.current.Store(&forest{bundle: b, version: version, median: median, deviation: deviation})
 	return nil
+}
+
+// quantile is the border of the intervals that a share of the counted rows is nearest
+// to; NaN without any.
+func quantile(d *model.Distribution, share float64) float64 {
+	var total int64
+	for _, n := range d.Counts {
+		total += n
+	}
+	var sum int64
+	best, off := math.NaN(), math.Inf(1)
+	for i, edge := range d.Edges {
+		sum += d.Counts[i]
+		if o := math.Abs(float64(sum)/float64(total) - share); o < off {
+			best, off = edge, o
+		}
+	}
+	return best
 }
 
 // Version is the one in service, "" if there is none.
@@ -103,35 +127,17 @@ func (d *isolation) Judge(l *Limits, _ *Entity, r *Reading, level float64, since
 	if err := f.bundle.Model.Predict(out[:], row); err != nil || math.IsNaN(out[0]) {
 		return Judgement{Level: level}
 	}
-	rare := rarity(f.bundle.Baseline.Tail, out[0])
+	odd := (f.median - out[0]) / f.deviation
 	if math.IsNaN(level) {
 		level = 0
 	}
 	j := Judgement{
-		Known: true, Distance: max(0, rare-level), Actual: out[0], Expected: f.bundle.Baseline.Tail[len(f.bundle.Baseline.Tail)-1].Score,
+		Known: true, Distance: max(0, odd-max(0, level)), Actual: out[0], Expected: f.median - level*f.deviation,
 		Trend: level, Threshold: l.Alarm, Model: "forest " + f.version, Trained: f.bundle.Manifest.CreatedAt, Level: level,
 	}
 	if since > 0 {
-		pull := min(rare, l.Warn) - level
+		pull := min(odd, l.Warn) - level
 		j.Level += pull * -math.Expm1(-float64(min(since, time.Minute))/float64(l.Follow))
 	}
 	return j
-}
-
-// rarity makes a distance of a score: 3 where one of ten thousand usual rows is as odd,
-// 0.75 for each tenth. Beyond the rarest share that is known the line goes on.
-func rarity(tail []model.Tail, score float64) float64 {
-	distance := func(share float64) float64 { return -0.75 * math.Log10(share) }
-	last := tail[len(tail)-1]
-	if score >= last.Score {
-		return 0
-	}
-	// The first whose score is not below.
-	i := max(1, sort.Search(len(tail), func(i int) bool { return tail[i].Score >= score }))
-	a, b := tail[i-1], tail[i]
-	if b.Score <= a.Score {
-		return distance(a.Share)
-	}
-	part := (score - a.Score) / (b.Score - a.Score)
-	return distance(a.Share) + part*(distance(b.Share)-distance(a.Share))
 }

@@ -37,6 +37,8 @@ type Channel struct {
 	Detector Detector
 	// Rule says that any distance but 0 is an alarm.
 	Rule bool
+	// Calm leaves out the warning band.
+	Calm bool
 }
 
 // Limits decide when distances are an anomaly, the same for all metrics, since a

@@ -266,8 +266,11 @@ func (p *Plan) odd(s *State, c, at int) float64 {
 		sign = -1
 	}
 	alarm, warn := l.Alarm, l.Warn
-	if p.Channels[c].Rule {
+	switch ch := &p.Channels[c]; {
+	case ch.Rule:
 		alarm, warn = 0.01, math.Inf(1)
+	case ch.Calm:
+		warn = math.Inf(1)
 	}
 	here := sign * float64(d) / 100
 	var alarms, warns, seen int
