@@ -84,17 +84,13 @@ func TestStartersLoad(t *testing.T) {
 	}
 }
 
-// The starters are better than what can be had without a model; of an isolation forest
-// that is not asked, since it knows no more than how rare a reading is.
+// The starters are better than what can be had without a model.
 func TestStartersBeatTheirBaselines(t *testing.T) {
-	for _, folder := range []string{"starter/bundle", "starter/power"} {
+	for _, folder := range []string{"starter/bundle", "starter/power", "starter/anomaly"} {
 		gain, ok := load(t, model.Folder(folder)).Metrics["baseline_gain"]
 		if !ok || gain.Low == nil || *gain.Low <= 0 {
 			t.Errorf("%s: not clearly better than its baseline: %+v", folder, gain)
 		}
-	}
-	if auc := load(t, model.Folder("starter/anomaly")).Metrics["auc"]; auc.Low == nil || *auc.Low < 0.95 {
-		t.Errorf("the anomaly model does not tell disturbed readings: %+v", auc)
 	}
 }
 

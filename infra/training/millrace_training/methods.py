@@ -139,7 +139,7 @@ class Isolation:
         return isolation.fit(train, validation, names, request, backend)
 
     def judge(self, w: Windows, fitted: Fitted, model: Predict, champion: Predict | None, request: Request) -> Judged:
-        """Measure beside the furthest metric and the champion, on rows that are disturbed."""
+        """Measure beside chance, the furthest metric and the champion, on rows that are disturbed."""
         tail = fitted.tail or []
         measured = oddness.evaluate(
             w.test.rows, w.train.rows, model, champion, oddness.at(tail, oddness.SHARE), request.bootstrap, request.seed

@@ -79,6 +79,9 @@ def predicted(label: Floats, score: Floats, bounds: tuple[Floats, Floats]) -> by
     axes.scatter(score[rows], label[rows], s=3, alpha=0.5, color="black", linewidths=0)
     ends = [float(score.min()), float(score.max())]
     axes.plot(ends, ends, color="grey", linewidth=0.8, linestyle="--", label="perfect")
+    # Faults are far away, and would make the rest a line.
+    low, high = (float(v) for v in np.quantile(label, [0.002, 0.998]))
+    axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
     axes.set(xlabel="Predicted", ylabel="Actual", title="Predictions, test window")
     axes.legend()
     return _png(figure)

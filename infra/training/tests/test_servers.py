@@ -85,6 +85,8 @@ def test_disturbed_readings_are_told_from_others(
     status, told = run(datacenter, sink, monkeypatch, "--model", ANOMALY, "--output", str(tmp_path / "a"))
     assert status == 0
     assert told["metrics"]["auc"]["low"] > 0.9
+    assert told["metrics"]["baseline_gain"]["low"] > 0.4
+    assert {"furthest_auc", "furthest_gain"} <= set(told["metrics"])
     assert told["metrics"]["recall"]["value"] > 5 * told["metrics"]["alarm_rate"]["value"]
     assert {f"recall_{fault}" for fault in oddness.FAULTS} <= set(told["metrics"])
     tail = json.loads((tmp_path / "a" / bundle.BASELINE).read_text())["tail"]
