@@ -137,6 +137,10 @@ test-debezium: ## The embedded change data capture against a real Debezium; need
 test-console: build ## The console in a real Chromium, in front of the platform (PICTURES=folder keeps what it saw)
 	cd infra/browser && TEST_PROGRAMS=$(CURDIR)/$(BIN) PICTURES=$(PICTURES) go test -count=1 -timeout 15m -v ./...
 
+.PHONY: test-otel
+test-otel: build ## One event's trace through the platform, as a real Collector gets it (built once, minutes)
+	cd infra/otel && TEST_PROGRAMS=$(CURDIR)/$(BIN) go test -count=1 -timeout 20m -v ./...
+
 .PHONY: chaos
 chaos: build ## Ten rounds of kill -9 under load (CHAOS_ROUNDS, CHAOS_SEED)
 	cd infra/local && CHAOS_ROUNDS=$(or $(CHAOS_ROUNDS),10) CHAOS_SEED=$(CHAOS_SEED) \
