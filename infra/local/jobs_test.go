@@ -1,14 +1,18 @@
 package main
 
 import (
+	"fmt"
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/millrace-dev/millrace/infra/local/internal/supervise"
 	"github.com/millrace-dev/millrace/shared/events"
 )
 
@@ -125,4 +129,68 @@ func TestJobSinkThatCannotRunHereIsNamed(t *testing.T) {
 	write(t, filepath.Join(root, "triggers", "jobsink.yaml"), strings.Replace(string(manifest), localCommand, "example.com/other", 1))
 	p.replaceArg("--root", root)
 	requireAll(t, refused(t, p), "jobsink.yaml", "keeper", "registry.example.com/keeper:1", localCommand)
+}
+
+// Of the jobs that have ended the newest are kept, and all that have not.
+func TestOldJobsAreRemoved(t *testing.T) {
+	t.Parallel()
+	folder := t.TempDir()
+	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	var want []string
+	for i := range keptJobs + 20 {
+		state := jobState{State: "succeeded", Accepted: at, Finished: at.Add(time.Duration(i) * time.Second)}
+		switch {
+		case i == 3:
+			state.State, state.Finished = "running", time.Time{}
+		case i%2 == 0:
+			state.State = "failed"
+		}
+		dir := filepath.Join(folder, fmt.Sprintf("job-%03d", i))
+		if err := os.Mkdir(dir, 0o750); err != nil {
+			t.Fatal(err)
+		}
+		if err := writeJob(dir, state); err != nil {
+			t.Fatal(err)
+		}
+		if i == 3 || i >= 20 {
+			want = append(want, dir)
+		}
+	}
+	(&jobs{event: func(part, text string, _ bool) { t.Error(part, text) }}).prune(folder)
+	left, err := filepath.Glob(filepath.Join(folder, "*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(want, left); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+// The trainer ends with 1 when it has told that there is no model: the job has failed
+// and is not tried again, as its podFailurePolicy says.
+func TestTrainingJobIsPlanned(t *testing.T) {
+	t.Parallel()
+	p, err := loadPlatform(checkout())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, sink := range p.graph.JobSinks {
+		if sink.Name != "training" {
+			continue
+		}
+		w := newParts(options{}, &stateDir{path: t.TempDir()}, p, map[string]int{"mlflow": 15000, "ingress": 8080}, secrets{})
+		plan, err := w.planJob(sink)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !plan.trains() || plan.limit != 4 || !slices.Equal(plan.final, []int{1}) || !slices.Contains(plan.final, supervise.ExitCode("exit code 1")) ||
+			slices.Contains(plan.final, supervise.ExitCode("signal 9, killed")) {
+			t.Errorf("%+v", plan)
+		}
+		if !slices.Contains(plan.env, "MLFLOW_TRACKING_URI=http://127.0.0.1:15000") || !slices.Contains(plan.env, "K_SINK=http://127.0.0.1:8080/millrace/default") {
+			t.Errorf("environment %q", plan.env)
+		}
+		return
+	}
+	t.Error("there is no JobSink training")
 }

@@ -166,10 +166,10 @@ func (l *learning) install(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	// Behind everything else: nobody waits for it.
+	// Behind everything else, but not so far that a busy machine never comes to it.
 	const script = `set -e
-[ -x "$VENV/bin/pip" ] || nice -n 19 "$PYTHON" -m venv "$VENV"
-exec nice -n 19 "$VENV/bin/pip" install -q --disable-pip-version-check -r "$REQUIREMENTS"`
+[ -x "$VENV/bin/pip" ] || nice -n 10 "$PYTHON" -m venv "$VENV"
+exec nice -n 10 "$VENV/bin/pip" install -q --disable-pip-version-check -r "$REQUIREMENTS"`
 	how, tail, err := l.sup.RunOnce(ctx, supervise.Spec{
 		Name: setupName, Path: "/bin/sh", Args: []string{"-c", script},
 		Env: append(baseEnv(), append(pipEnv(), "VENV="+l.venv, "PYTHON="+python, "REQUIREMENTS="+own)...),
