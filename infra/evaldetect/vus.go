@@ -80,10 +80,9 @@ func ranges(label []float64) [][2]int {
 func rangeAP(scores []float64, order []int, soft, label []float64) float64 {
 	const thresholds = 250
 	n := len(scores)
-	var positive, softSum float64
-	for i := range soft {
+	var positive float64
+	for i := range label {
 		positive += label[i]
-		softSum += soft[i]
 	}
 	segments := ranges(soft)
 	of := make([]int, n)
@@ -93,25 +92,30 @@ func rangeAP(scores []float64, order []int, soft, label []float64) float64 {
 		}
 	}
 	seen := make([]bool, len(segments)+1)
-	var hits float64
+	// What is found of the softened borders counts as labelled too.
+	var hits, border float64
 	found, taken := 0, 0
-	area, lastRecall, lastPrecision := 0.0, 0.0, 1.0
+	area, lastRecall := 0.0, 0.0
 	for k := range thresholds {
-		at := int(float64(n-1) * float64(k) / (thresholds - 1))
+		at := min(int(float64(k)*(float64(n-1)/(thresholds-1))), n-1)
+		if k == thresholds-1 {
+			at = n - 1
+		}
 		threshold := scores[order[at]]
 		for taken < n && scores[order[taken]] >= threshold {
 			i := order[taken]
 			hits += soft[i]
+			border += soft[i] - label[i]
 			if g := of[i]; g > 0 && !seen[g] {
 				seen[g] = true
 				found++
 			}
 			taken++
 		}
-		recall := min(hits/((positive+softSum)/2), 1) * float64(found) / float64(len(segments))
+		recall := min(hits/(positive+border/2), 1) * float64(found) / float64(len(segments))
 		precision := hits / float64(taken)
-		area += (recall - lastRecall) * (precision + lastPrecision) / 2
-		lastRecall, lastPrecision = recall, precision
+		area += (recall - lastRecall) * precision
+		lastRecall = recall
 	}
 	return area
 }
