@@ -187,6 +187,10 @@ bench-predict: ## predict against XGBoost behind FastAPI, side by side (BENCH_SE
 eval-detect: ## Anomaly detection against ground truth, by configuration and type; with NAB_DIR=folder on NAB's series too
 	go run ./infra/evaldetect
 
+.PHONY: eval-drift
+eval-drift: ## How often data that has not drifted is said to have, over HOURS (20) of each of four simulated datacenters
+	FALSE_ALARMS=$(or $(HOURS),20) go test -count=1 -timeout 30m -run 'TestFalseAlarms|TestInjectedDrift' -v ./functions/drift
+
 .PHONY: image-sizes
 image-sizes: ## Compressed size of every image; fails above 20 MB (needs ko)
 	infra/knative/image-sizes
