@@ -544,6 +544,12 @@ func TestCheck(t *testing.T) {
 				`functions/greet/service.yaml:15: Service greet: spec.template.spec.containers[0].image: must be ko://github.com/millrace-dev/millrace/functions/greet`,
 			},
 		},
+		"image of no function": {
+			service, "functions/greet", "functions/greeter",
+			[]string{
+				`functions/greet/service.yaml:15: Service greet: spec.template.spec.containers[0].image: must be ko://github.com/millrace-dev/millrace/functions/greet`,
+			},
+		},
 		"other function name": {
 			service, "value: greet", "value: hello",
 			[]string{

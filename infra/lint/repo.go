@@ -130,7 +130,7 @@ func (r *Repo) Check(ctx context.Context) []Problem {
 		}
 	}
 	for _, m := range r.Manifests {
-		problems = append(problems, checkFunction(m)...)
+		problems = append(problems, r.checkFunction(m)...)
 	}
 	problems = append(problems, r.checkTypes()...)
 	problems = append(problems, r.checkKustomizations()...)
@@ -142,21 +142,31 @@ func (r *Repo) Check(ctx context.Context) []Problem {
 }
 
 // checkFunction requires that a function's one name is used everywhere: folder,
-// Service, image and FUNCTION_NAME.
-func checkFunction(m *Manifest) []Problem {
+// Service, image and FUNCTION_NAME. A folder without a program runs another function's
+// image under its own name.
+func (r *Repo) checkFunction(m *Manifest) []Problem {
 	svc, ok := m.Object.(*servingv1.Service)
 	if !ok {
 		return nil
 	}
 	name := filepath.Base(filepath.Dir(m.File))
+	isProgram := func(name string) bool {
+		_, err := os.Stat(filepath.Join(r.root, "functions", name, "main.go"))
+		return err == nil
+	}
 	var problems []Problem
 	if m.Name != name {
 		problems = append(problems, m.problem("metadata.name", "must be %s like its folder", name))
 	}
 	for i, c := range svc.Spec.Template.Spec.Containers {
 		path := fmt.Sprintf("spec.template.spec.containers[%d]", i)
-		if want := ownImages + name; c.Image != want {
+		other, own := strings.CutPrefix(c.Image, ownImages)
+		switch want := ownImages + name; {
+		case c.Image == want && isProgram(name), c.Image != want && own && !isProgram(name) && isProgram(other):
+		case !own || isProgram(name):
 			problems = append(problems, m.problem(path+".image", "must be %s", want))
+		default:
+			problems = append(problems, m.problem(path+".image", "there is no program in functions/%s", other))
 		}
 		j := slices.IndexFunc(c.Env, func(e corev1.EnvVar) bool { return e.Name == "FUNCTION_NAME" })
 		if j < 0 || c.Env[j].Value != name {

@@ -36,6 +36,8 @@ type Status struct {
 	Validated    Rate    `json:"validated"`
 	Invalid      Rate    `json:"invalid"`
 	InvalidShare float64 `json:"invalidShare"`
+	// Predictions are replies to events by functions that predict, since start.
+	Predictions Rate `json:"predictions"`
 
 	Topics      []TopicStatus   `json:"topics"`
 	Deliveries  []Delivery      `json:"deliveries"`
@@ -308,9 +310,13 @@ func (c *collector) collect(ctx context.Context) {
 	for _, f := range slices.Concat(stats.Sources, stats.Triggers) {
 		d := Delivery{FlowStats: f}
 		d.PerSecond = c.meter(f.Kind+" "+f.Name).add(now, float64(f.Delivered))
+		if f.Kind == "Trigger" && c.parts.platform.predicts(f.Namespace, f.Name) {
+			s.Predictions.Total += int64(f.Replies)
+		}
 		s.Deliveries = append(s.Deliveries, d)
 		s.DeadLetters += f.DeadLettered
 	}
+	s.Predictions.PerSecond = c.meter("predictions").add(now, float64(s.Predictions.Total))
 	s.RSSBytes = rss
 	c.status = s
 	c.reportFailing(s.Deliveries)

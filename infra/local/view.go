@@ -87,6 +87,9 @@ func render(s Status, width, height int) []string {
 		add(plain, "  →  valid ").add(bold, rateText(s.Validated.PerSecond)+"/s").
 		add(plain, "  invalid ").add(bold, rateText(s.Invalid.PerSecond)+"/s").
 		add(plain, fmt.Sprintf(" (%.1f %%)", 100*s.InvalidShare))
+	if predictions := "predictions " + rateText(s.Predictions.PerSecond) + "/s"; flow.width+len(predictions)+1 < right {
+		flow.right(plain, predictions, right)
+	}
 
 	lake := new(line)
 	lake.add(plain, " lake ").add(bold, shortCount(s.Lake.Records)).add(plain, " records in ").

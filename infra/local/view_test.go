@@ -20,7 +20,7 @@ func busy() Status {
 		Version: "v1.2.3", State: "running", Time: now, Started: now.Add(-754 * time.Second), StateIn: "/home/user/millrace/.local",
 		URLs:      []URL{{"status", "http://127.0.0.1:8080/status"}, {"features", "http://127.0.0.1:8083"}},
 		Raw:       Rate{1_234_567, 10_012.4},
-		Validated: Rate{1_111_111, 9010}, Invalid: Rate{123_456, 1002.4}, InvalidShare: 0.1001,
+		Validated: Rate{1_111_111, 9010}, Invalid: Rate{123_456, 1002.4}, InvalidShare: 0.1001, Predictions: Rate{20_000, 161.7},
 		Lake:      LakeStatus{Objects: 340, Bytes: 1_234_000_000, Records: 1_200_000, LastWrite: now.Add(-3 * time.Second)},
 		Warehouse: WarehouseStatus{Facts: 1_100_000, Runs: 4000, FailedRuns: 1, LastRun: LastRun{Step: "check", State: "succeeded", Finished: now.Add(-2 * time.Second)}},
 		Features:  FeatureStatus{Entities: 45_678, Sessions: 12_345},
@@ -77,7 +77,7 @@ func TestScreenOf80x24ShowsWhatMatters(t *testing.T) {
 	event := func(n int) string { return cut(fmt.Sprintf(" 03:04:05 validate event %d %s", n, long), 79) }
 	want := []string{
 		" Millrace v1.2.3  running 00:12:34                         14 processes, 284 MB",
-		" raw 10,012/s  →  valid 9,010/s  invalid 1,002/s (10.0 %)",
+		" raw 10,012/s  →  valid 9,010/s  invalid 1,002/s (10.0 %)     predictions 162/s",
 		" lake 1,200,000 records in 340 objects, 1.2 GB, 3 s ago          dead letters 2",
 		" gold 1,100,000 rows, last step check 2 s ago                    failed steps 1",
 		" features of 45,678 entities, 12,345 sessions         API http://127.0.0.1:8083",
