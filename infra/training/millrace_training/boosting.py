@@ -71,7 +71,7 @@ def grow(
 ) -> tuple[xgb.Booster, History]:
     """Grow trees, and give them up to the round with the best validation loss, with all losses."""
     history: History = {}
-    best = xgb.callback.EarlyStopping(stop, metric_name=METRIC, data_name="validation", save_best=True)
+    best = xgb.callback.EarlyStopping(rounds=stop, metric_name=METRIC, data_name="validation", save_best=True)
     callbacks = [_Reporting(report)] if report else []
     booster = xgb.train(
         parameters, train, num_boost_round=rounds, evals=[(d, name) for name, d in evals.items()],

@@ -2,14 +2,11 @@
 
 from io import BytesIO
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from millrace_training.evaluation import calibration_bins
-
-mpl.use("Agg")
 
 Floats = NDArray[np.float64]
 

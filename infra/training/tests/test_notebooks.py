@@ -10,8 +10,8 @@ from tests.conftest import AS_OF
 FOLDER = shop.ROOT / "infra" / "training" / "notebooks"
 
 
-@pytest.mark.parametrize("name", ["eda", "training", "inference"])
-def test_runs(name: str, warehouse: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("name", "pictures"), [("eda", 2), ("training", 4), ("inference", 2)])
+def test_runs(name: str, pictures: int, warehouse: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATABASE_URL", warehouse)
     monkeypatch.setenv("AS_OF", AS_OF)
     monkeypatch.setenv("TRIALS", "2")
@@ -21,4 +21,4 @@ def test_runs(name: str, warehouse: str, monkeypatch: pytest.MonkeyPatch) -> Non
     assert all(not c.get("outputs") for c in book.cells), "it is kept without outputs"
     NotebookClient(book, timeout=600, resources={"metadata": {"path": str(FOLDER)}}).execute()
     outputs = [o for c in book.cells for o in c.get("outputs", [])]
-    assert any("image/png" in o.get("data", {}) for o in outputs), "it draws something"
+    assert sum("image/png" in o.get("data", {}) for o in outputs) == pictures

@@ -16,7 +16,7 @@ import pytest
 from mlflow import MlflowClient
 
 from millrace_training import bundle, cli, events, models
-from testbed import postgres, shop
+from testbed import postgres, servers, shop
 from tests.conftest import FAST, Sink
 
 MODEL = "purchase_prediction_model"
@@ -74,7 +74,7 @@ def test_versions_are_registered_compared_and_never_doubled(
     # A failure leaves nothing.
     ask(tmp_path / "asked", "0", min_rows=10**6)
     assert cli.main(FAST) == 1
-    assert client.search_registered_models() == []
+    assert client.search_model_versions(f"name='{MODEL}'") == []
 
     ask(tmp_path / "asked", "1")
     assert cli.main(FAST) == 0
@@ -121,6 +121,42 @@ def test_versions_are_registered_compared_and_never_doubled(
         environment = {**os.environ, "TRAINING_REGISTRY": mlflow, "TRAINING_MODEL": MODEL}
         got = subprocess.run(command, cwd=shop.ROOT, env=environment, capture_output=True, text=True, check=False)
         assert "--- PASS: TestRegisteredBundleLoads" in got.stdout, got.stdout + got.stderr
+
+
+@pytest.mark.parametrize(
+    ("model", "plots", "measures"),
+    [
+        ("power_prediction_model", {"predicted", "residuals", "importance"}, {"rmse", "mae", "r2"}),
+        ("server_anomaly_model", {"roc", "scores", "importance"}, {"auc", "recall", "alarm_rate"}),
+    ],
+)
+def test_models_of_servers_are_registered_like_any_other(
+    model: str, plots: set[str], measures: set[str], mlflow: str, datacenter: str, sink: Sink,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow)
+    monkeypatch.setenv("DATABASE_URL", datacenter)
+    monkeypatch.setenv("K_EVENT_PATH", str(tmp_path))
+    client = MlflowClient(mlflow, mlflow)
+    for number in ("1", "2"):
+        asked = events.Event(
+            number, "/millrace/train-trigger", events.REQUESTED, time=servers.START,
+            data={"model": model, "trials": 1, "bootstrap": 20, "max_rows": 3000},
+        )  # fmt: skip
+        (tmp_path / "event").write_text(asked.structured())
+        assert cli.main([]) == 0
+        headers, body = sink.got[-1]
+        told = json.loads(body)
+        assert (headers["ce-subject"], told["model"], told["version"]) == (model, model, number)
+        client.set_registered_model_alias(model, "current", number)
+    assert told["champion"]["version"] == "1"
+    assert told["metrics"]["champion_gain"]["value"] == 0
+    version = client.get_model_version(model, "2")
+    assert version.tags["digest"] == told["digest"]
+    assert set(json.loads(version.tags["metrics"])) == measures
+    drawn = {Path(f.path).stem for f in client.list_artifacts(told["run_id"], "plots")}
+    assert drawn == plots
+    assert "bundle/model.txt" in {f.path for f in client.list_artifacts(told["run_id"], "bundle")}
 
 
 def test_a_registry_that_is_away_is_told_of_as_transient(
