@@ -481,6 +481,43 @@ func TestPurchaseModel_isMeasuredAgainstItsBundle(t *testing.T) {
 	}
 }
 
+// Each model of the plan has a bundle that ships, whose features its table has; and
+// without rows of its days nothing of a seasonal model counts.
+func TestModelsThatShip_canBeMeasured(t *testing.T) {
+	b := newBroker(t)
+	m, db := start(t, b, &bundles{alias: "current", data: "kodata"}, func(p *plan) { p.MinRows = 100 })
+	calm := sim(t, datacenter.Drift{})
+	servers(t, db, calm, live.Add(-time.Hour), live, time.Minute)
+	if err := tick(t, m, live); err != nil {
+		t.Fatal(err)
+	}
+	got := rowsOf(t, db, `SELECT model, model_version <> '', rows > 100, columns, state FROM drift.windows ORDER BY model`)
+	want := []string{"power_prediction_model true true 0 stable", "server_anomaly_model true true 0 stable", "stream/datacenter-server false true 0 stable"}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	for _, w := range m.plan.Models {
+		if w.metrics != nil {
+			continue
+		}
+		base, err := m.bundles.of(t.Context(), w)
+		if err != nil {
+			t.Errorf("%s: %v", w.Name, err)
+			continue
+		}
+		list, err := columnsOf(base.features)
+		if err != nil {
+			t.Error(err)
+		}
+		if err := pgx.BeginFunc(t.Context(), db, func(tx pgx.Tx) error {
+			_, err := read(t.Context(), tx, w, list, []window{{live.Add(-time.Hour), live}}, 100)
+			return err
+		}); err != nil {
+			t.Errorf("%s: %v", w.Name, err)
+		}
+	}
+}
+
 func TestNothingThere_isNoFailure(t *testing.T) {
 	b := newBroker(t)
 	m, db := start(t, b, known{}, func(*plan) {})

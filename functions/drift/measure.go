@@ -386,7 +386,7 @@ func ofTheHour(d *model.Distribution, now window) []float64 {
 // judgeScores measures the predictions: their distribution, where it does not follow the
 // hours, and what is known of how good they are.
 func (r *Report) judgeScores(ctx context.Context, tx pgx.Tx, p *plan, w *watched, b *baseline, now window) ([]drift.Result, error) {
-	found, err := readPredictions(ctx, tx, w, b.version, now, p.MaxRows)
+	found, err := readPredictions(ctx, tx, w, b.version, now, p.MaxRows, p.MinRows)
 	if err != nil {
 		return nil, err
 	}

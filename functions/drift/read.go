@@ -205,11 +205,22 @@ type predictions struct {
 	predicted, actual []float64
 }
 
-// readPredictions reads about limit predictions of a version.
-func readPredictions(ctx context.Context, tx pgx.Tx, w *watched, version string, now window, limit int) (*predictions, error) {
-	rows, err := tx.Query(ctx, `SELECT prediction, actual FROM public.predictions
-		WHERE model = $1 AND model_version = $2 AND "timestamp" >= $3 AND "timestamp" < $4 AND prediction IS NOT NULL
-		ORDER BY hashtextextended(entity || "timestamp"::text, 0) LIMIT $5`, w.Name, version, now.From, now.To, limit)
+// readPredictions reads about limit predictions of a version, those of anomalies left
+// out unless hardly any others are there.
+func readPredictions(ctx context.Context, tx pgx.Tx, w *watched, version string, now window, limit, few int) (*predictions, error) {
+	if w.Entity != "" {
+		p, err := queryPredictions(ctx, tx, w, version, now, limit, fmt.Sprintf(notOdd, "entity", `"timestamp"`))
+		if err != nil || len(p.scores) >= few {
+			return p, err
+		}
+	}
+	return queryPredictions(ctx, tx, w, version, now, limit, "")
+}
+
+func queryPredictions(ctx context.Context, tx pgx.Tx, w *watched, version string, now window, limit int, and string) (*predictions, error) {
+	rows, err := tx.Query(ctx, `SELECT t.prediction, t.actual FROM (SELECT $3::timestamptz AS a, $4::timestamptz AS b) part JOIN public.predictions t
+			ON t.model = $1 AND t.model_version = $2 AND t."timestamp" >= part.a AND t."timestamp" < part.b AND t.prediction IS NOT NULL`+and+`
+		ORDER BY hashtextextended(t.entity || t."timestamp"::text, 0) LIMIT $5`, w.Name, version, now.From, now.To, limit)
 	if err != nil {
 		return nil, fmt.Errorf("reading predictions: %w", err)
 	}
