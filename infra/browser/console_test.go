@@ -260,7 +260,7 @@ func startPlatform(t *testing.T, programs string) *platform {
 	cmd.Stdout, cmd.Stderr = out, out
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = time.Minute
-	cmd.Env = append(os.Environ(), "MILLRACE_LEARNING=0")
+	cmd.Env = append(os.Environ(), "NO_LEARNING=1")
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}

@@ -258,7 +258,7 @@ func startPlatform(t *testing.T, programs string, env ...string) *platform {
 	cmd.Stdout, cmd.Stderr = out, out
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = time.Minute
-	cmd.Env = append(append(os.Environ(), "MILLRACE_LEARNING=0"), env...)
+	cmd.Env = append(append(os.Environ(), "NO_LEARNING=1"), env...)
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}

@@ -63,7 +63,7 @@ async function health(signal) {
     try {
       const live = await ask("live", signal);
       // MLflow is made ready behind the rest, which the live view tells.
-      if (live.learning?.state && !live.learning.registry) lines = lines.filter((l) => !l.startsWith("MLflow "));
+      if (live.learning && live.learning.state !== "up") lines = lines.filter((l) => !l.startsWith("MLflow "));
       state.textContent = live.raw ? `${live.state} · ${rate(live.raw.perSecond)} raw · ${percent(live.invalidShare)} invalid` : live.from;
       for (const p of live.processes ?? []) {
         if (!["ready", "running", "disabled"].includes(p.state)) lines.push(`${p.name} is ${p.state}${p.since ? ` for ${ago(p.since)}` : ""}${p.error ? `: ${p.error}` : ""}.`);

@@ -33,7 +33,7 @@ export function table(caption, columns, rows, empty) {
 
 // tiles are named numbers.
 export function tiles(list) {
-  return el("dl", { class: "tiles" }, list.map(([name, value, more]) =>
+  return el("dl", { class: "tiles" }, list.filter(Boolean).map(([name, value, more]) =>
     el("div", { class: "tile" }, el("dt", {}, name), el("dd", {}, value), more && el("div", { class: "more" }, more))));
 }
 

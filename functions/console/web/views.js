@@ -41,6 +41,7 @@ const overview = {
         ["gold", count(live.warehouse?.facts), "rows"],
         ["dead letters", count(live.deadLettersSinceStart), "since the start"],
         ["memory", bytes(live.rssBytes), "all processes"],
+        live.learning && ["learning", live.learning.state, live.learning.detail],
       ]),
       el("div", { class: "card", tabindex: 0, "aria-label": "Event graph" }, drawGraph(graph, flow, node)),
       el("h2", {}, "Deliveries"),
