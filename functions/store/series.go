@@ -113,6 +113,13 @@ func (s *series) ready(ctx context.Context) error {
 			return err
 		}
 	}
+	refusals, err := timeseries.Refusals(ctx, s.db)
+	if err != nil {
+		return err
+	}
+	for table, reason := range refusals {
+		slog.Warn("TimescaleDB is there and would not keep a table, so PostgreSQL's partitions do", "table", table, "error", reason)
+	}
 	s.made = true
 	return nil
 }

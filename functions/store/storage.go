@@ -248,12 +248,18 @@ func (s *storage) transaction(ctx context.Context, entries []entry) error {
 	}
 }
 
-// code is an error's SQLSTATE, that of a lost connection when it has none.
+// code is an error's SQLSTATE, that of a lost connection when it has none, and that of
+// a failure to serialize when the row's partition was made by another process while the
+// row was on its way to the one of other times.
 func code(err error) string {
-	if pg, ok := errors.AsType[*pgconn.PgError](err); ok {
-		return pg.Code
+	pg, ok := errors.AsType[*pgconn.PgError](err)
+	switch {
+	case !ok:
+		return "08006"
+	case pg.Code == "23514" && pg.ConstraintName == "": // check_violation, of a partition's bounds
+		return "40001"
 	}
-	return "08006"
+	return pg.Code
 }
 
 // refused tells errors that are about a row, and not about how it was written.

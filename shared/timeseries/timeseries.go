@@ -155,6 +155,26 @@ func widen(ctx context.Context, tx pgx.Tx, c *contract.Contract) error {
 	return nil
 }
 
+// Refusals are the tables and aggregates that were to be TimescaleDB's when they were
+// made, and what it said instead. They work all the same.
+func Refusals(ctx context.Context, db DB) (map[string]string, error) {
+	list := map[string]string{}
+	err := pgx.BeginFunc(ctx, db, func(tx pgx.Tx) error {
+		rows, err := tx.Query(ctx, `SELECT name, refused FROM timeseries.tables WHERE refused IS NOT NULL
+			UNION ALL SELECT name, refused FROM timeseries.aggregates WHERE refused IS NOT NULL`)
+		if err != nil {
+			return err
+		}
+		var name, reason string
+		_, err = pgx.ForEachRow(rows, []any{&name, &reason}, func() error { list[name] = reason; return nil })
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("looking at what TimescaleDB keeps: %w", err)
+	}
+	return list, nil
+}
+
 // ahead is how many days from today have their partitions made before rows come.
 const ahead = 2
 

@@ -17,6 +17,10 @@ CREATE TABLE timeseries.tables (
     time_column   text NOT NULL,
     entity_column text NOT NULL,
     key           text[] NOT NULL,
+    -- Whether TimescaleDB keeps it; it stays what it was made as, whatever is installed
+    -- later. If TimescaleDB was there and would not: what it said.
+    hypertable    boolean NOT NULL DEFAULT false,
+    refused       text,
     made_at       timestamptz NOT NULL DEFAULT now()
 );
 
@@ -26,11 +30,14 @@ CREATE TABLE timeseries.aggregates (
     source text NOT NULL REFERENCES timeseries.tables,
     entity text NOT NULL,
     -- Expressions over the source, with their names.
-    list   text NOT NULL
+    list   text NOT NULL,
+    -- Whether TimescaleDB refreshes it, and if it would not, what it said.
+    continuous boolean NOT NULL DEFAULT false,
+    refused    text
 );
 
 -- The hours that got rows since the aggregates were last refreshed, a row each
--- transaction. Empty under TimescaleDB, which keeps such a list itself.
+-- transaction. TimescaleDB keeps such a list of its own.
 CREATE TABLE timeseries.touched (
     source text NOT NULL,
     hour   timestamptz NOT NULL
@@ -47,22 +54,33 @@ CREATE FUNCTION timeseries.make(name text, columns text, key text[], time_column
 RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog AS $$
 DECLARE
     extension text := timeseries.extension();
-    keys text := (SELECT string_agg(format('%I', k), ', ' ORDER BY n) FROM unnest(key) WITH ORDINALITY AS u (k, n));
+    statement text := format('CREATE TABLE public.%I (%s, created_at timestamptz NOT NULL DEFAULT now(), PRIMARY KEY (%s))', name, columns,
+        (SELECT string_agg(format('%I', k), ', ' ORDER BY n) FROM unnest(key) WITH ORDINALITY AS u (k, n)));
+    table_name text := format('public.%I', name);
+    problem text;
 BEGIN
     INSERT INTO timeseries.tables VALUES (name, contract, time_column, entity_column, key);
-    EXECUTE format('CREATE TABLE public.%I (%s, created_at timestamptz NOT NULL DEFAULT now(), PRIMARY KEY (%s))', name, columns, keys)
-        || CASE WHEN extension IS NULL THEN format(' PARTITION BY RANGE (%I)', time_column) ELSE '' END;
-    EXECUTE format('CREATE INDEX ON public.%I (%I DESC)', name, time_column);
-    IF extension IS NULL THEN
-        -- For times that no partition is made for; see timeseries.cover.
-        EXECUTE format('CREATE TABLE timeseries.%I PARTITION OF public.%I DEFAULT', name || '_other', name);
-        RETURN;
+    IF extension IS NOT NULL THEN
+        BEGIN
+            EXECUTE statement;
+            EXECUTE format('CREATE INDEX ON public.%I (%I DESC)', name, time_column);
+            EXECUTE format('SELECT %I.create_hypertable(%L::regclass, %L::name, create_default_indexes => false)', extension, table_name, time_column);
+            EXECUTE format('ALTER TABLE public.%I SET (timescaledb.compress, timescaledb.compress_segmentby = %L, timescaledb.compress_orderby = %L)',
+                name, format('%I', entity_column), format('%I DESC', time_column));
+            EXECUTE format('SELECT %I.add_compression_policy(%L::regclass, INTERVAL ''7 days'')', extension, table_name);
+            EXECUTE format('SELECT %I.add_retention_policy(%L::regclass, INTERVAL ''90 days'')', extension, table_name);
+            UPDATE timeseries.tables t SET hypertable = true WHERE t.name = make.name;
+            RETURN;
+        EXCEPTION WHEN OTHERS THEN
+            -- All of it is undone, and the table is one that works without.
+            GET STACKED DIAGNOSTICS problem = MESSAGE_TEXT;
+            UPDATE timeseries.tables t SET refused = problem WHERE t.name = make.name;
+        END;
     END IF;
-    EXECUTE format('SELECT %I.create_hypertable(%L::regclass, %L::name, create_default_indexes => false)', extension, format('public.%I', name), time_column);
-    EXECUTE format('ALTER TABLE public.%I SET (timescaledb.compress, timescaledb.compress_segmentby = %L, timescaledb.compress_orderby = %L)',
-        name, format('%I', entity_column), format('%I DESC', time_column));
-    EXECUTE format('SELECT %I.add_compression_policy(%L::regclass, INTERVAL ''7 days'')', extension, format('public.%I', name));
-    EXECUTE format('SELECT %I.add_retention_policy(%L::regclass, INTERVAL ''90 days'')', extension, format('public.%I', name));
+    EXECUTE statement || format(' PARTITION BY RANGE (%I)', time_column);
+    EXECUTE format('CREATE INDEX ON public.%I (%I DESC)', name, time_column);
+    -- For times that no partition is made for; see timeseries.cover.
+    EXECUTE format('CREATE TABLE timeseries.%I PARTITION OF public.%I DEFAULT', name || '_other', name);
 END $$;
 
 -- Makes the partitions of days that have none, and moves there what is in the partition
@@ -74,10 +92,10 @@ DECLARE
     part text;
     column_name text;
 BEGIN
-    IF timeseries.extension() IS NOT NULL THEN
+    SELECT CASE WHEN NOT t.hypertable THEN t.time_column END INTO STRICT column_name FROM timeseries.tables t WHERE t.name = cover.name;
+    IF column_name IS NULL THEN
         RETURN;
     END IF;
-    SELECT t.time_column INTO STRICT column_name FROM timeseries.tables t WHERE t.name = cover.name;
     -- One process at a time, whatever it writes into the table meanwhile.
     EXECUTE format('LOCK TABLE public.%I IN SHARE UPDATE EXCLUSIVE MODE', name);
     FOREACH day IN ARRAY days LOOP
@@ -100,10 +118,7 @@ DECLARE
     part text;
     dropped int := 0;
 BEGIN
-    IF timeseries.extension() IS NOT NULL THEN
-        RETURN 0;
-    END IF;
-    FOR t IN SELECT * FROM timeseries.tables LOOP
+    FOR t IN SELECT * FROM timeseries.tables WHERE NOT hypertable LOOP
         FOR part IN
             SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
             WHERE i.inhparent = format('public.%I', t.name)::regclass AND c.relname ~ '_[0-9]{8}$'
@@ -122,32 +137,39 @@ END $$;
 CREATE FUNCTION timeseries.aggregate(name text, source text, entity text, list text)
 RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog AS $$
 DECLARE
+    t timeseries.tables;
     extension text := timeseries.extension();
-    column_name text;
+    problem text;
 BEGIN
-    SELECT t.time_column INTO STRICT column_name FROM timeseries.tables t WHERE t.name = source;
+    SELECT * INTO STRICT t FROM timeseries.tables WHERE tables.name = source;
     INSERT INTO timeseries.aggregates VALUES (name, source, entity, list);
-    IF extension IS NULL THEN
-        -- For what is there already.
-        EXECUTE format('INSERT INTO timeseries.touched SELECT DISTINCT %L, date_trunc(''hour'', %I) FROM public.%I', source, column_name, source);
+    IF t.hypertable THEN
+        BEGIN
+            -- What is newer than the last refresh is computed when it is asked for.
+            EXECUTE format('CREATE MATERIALIZED VIEW public.%I WITH (timescaledb.continuous, timescaledb.materialized_only = false) AS
+                SELECT %I.time_bucket(INTERVAL ''1 hour'', %I) AS hour, %I, %s FROM public.%I GROUP BY 1, 2 WITH NO DATA',
+                name, extension, t.time_column, entity, list, source);
+            -- Back to where rows are dropped and no further, or the aggregate would lose the
+            -- hour too; within that, hours that got rows since, as by loading history, are
+            -- refreshed.
+            EXECUTE format('SELECT %I.add_continuous_aggregate_policy(%L::regclass, start_offset => INTERVAL ''89 days'', end_offset => INTERVAL ''1 hour'', schedule_interval => INTERVAL ''1 hour'')',
+                extension, format('public.%I', name));
+            UPDATE timeseries.aggregates a SET continuous = true WHERE a.name = aggregate.name;
+            RETURN;
+        EXCEPTION WHEN OTHERS THEN
+            GET STACKED DIAGNOSTICS problem = MESSAGE_TEXT;
+            UPDATE timeseries.aggregates a SET refused = problem WHERE a.name = aggregate.name;
+        END;
     END IF;
-    IF extension IS NULL THEN
-        EXECUTE format('CREATE TABLE public.%I AS SELECT %I AS hour, %I, %s FROM public.%I GROUP BY 1, 2 WITH NO DATA', name, column_name, entity, list, source);
-        EXECUTE format('ALTER TABLE public.%I ADD PRIMARY KEY (hour, %I)', name, entity);
-        RETURN;
-    END IF;
-    -- What is newer than the last refresh is computed when it is asked for.
-    EXECUTE format('CREATE MATERIALIZED VIEW public.%I WITH (timescaledb.continuous, timescaledb.materialized_only = false) AS
-        SELECT %I.time_bucket(INTERVAL ''1 hour'', %I) AS hour, %I, %s FROM public.%I GROUP BY 1, 2 WITH NO DATA', name, extension, column_name, entity, list, source);
-    -- Back to where rows are dropped and no further, or the aggregate would lose the hour
-    -- too; within that, hours that got rows since, as by loading history, are refreshed.
-    EXECUTE format('SELECT %I.add_continuous_aggregate_policy(%L::regclass, start_offset => INTERVAL ''89 days'', end_offset => INTERVAL ''1 hour'', schedule_interval => INTERVAL ''1 hour'')',
-        extension, format('public.%I', name));
+    EXECUTE format('CREATE TABLE public.%I AS SELECT %I AS hour, %I, %s FROM public.%I GROUP BY 1, 2 WITH NO DATA', name, t.time_column, entity, list, source);
+    EXECUTE format('ALTER TABLE public.%I ADD PRIMARY KEY (hour, %I)', name, entity);
+    -- For what is there already.
+    EXECUTE format('INSERT INTO timeseries.touched SELECT DISTINCT %L, date_trunc(''hour'', %I) FROM public.%I', source, t.time_column, source);
 END $$;
 
 -- Tells whether the hours of new rows of a table are to be noted in timeseries.touched.
 CREATE FUNCTION timeseries.aggregated(name text) RETURNS boolean LANGUAGE sql STABLE SET search_path = pg_catalog
-RETURN timeseries.extension() IS NULL AND EXISTS (SELECT FROM timeseries.aggregates a WHERE a.source = aggregated.name);
+RETURN EXISTS (SELECT FROM timeseries.aggregates a WHERE a.source = aggregated.name AND NOT a.continuous);
 
 -- Computes the hours again that got rows, but for those whose rows may have been dropped.
 -- It returns how many hours; null when another process is at it.
@@ -161,16 +183,13 @@ DECLARE
     column_name text;
     hours int := 0;
 BEGIN
-    IF timeseries.extension() IS NOT NULL THEN
-        RETURN 0;
-    END IF;
     IF NOT pg_try_advisory_xact_lock(470020653571) THEN
         RETURN NULL;
     END IF;
     CREATE TEMP TABLE IF NOT EXISTS refreshing (source text, hour timestamptz) ON COMMIT DELETE ROWS;
     WITH taken AS (DELETE FROM timeseries.touched RETURNING source, hour)
     INSERT INTO pg_temp.refreshing SELECT DISTINCT taken.source, taken.hour FROM taken;
-    FOR a IN SELECT * FROM timeseries.aggregates LOOP
+    FOR a IN SELECT * FROM timeseries.aggregates WHERE NOT continuous LOOP
         SELECT t.time_column INTO STRICT column_name FROM timeseries.tables t WHERE t.name = a.source;
         -- Hours that follow each other are one span, but at most a day of them.
         FOR span IN
@@ -196,10 +215,7 @@ DECLARE
     t timeseries.tables;
     days date[];
 BEGIN
-    IF timeseries.extension() IS NOT NULL THEN
-        RETURN;
-    END IF;
-    FOR t IN SELECT * FROM timeseries.tables LOOP
+    FOR t IN SELECT * FROM timeseries.tables WHERE NOT hypertable LOOP
         EXECUTE format('SELECT array_agg(DISTINCT %I::date) FROM timeseries.%I', t.time_column, t.name || '_other') INTO days;
         PERFORM timeseries.cover(t.name, coalesce(days, '{}'));
         IF timeseries.aggregated(t.name) THEN
