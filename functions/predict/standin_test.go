@@ -1,11 +1,16 @@
 package main
 
 import (
+	"encoding/json"
+	"math"
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/cloudevents/sdk-go/v2/event"
 
 	"github.com/millrace-dev/millrace/shared/model"
 	"github.com/millrace-dev/millrace/shared/model/modeltest"
@@ -86,5 +91,53 @@ func TestModelOfAnotherNameIsRefused(t *testing.T) {
 	s.live.standIn(t.Context())
 	if s.ready(t.Context()) == nil {
 		t.Errorf("%+v", s.live.show())
+	}
+}
+
+// The models that come with the image predict what the library that trained them did,
+// for events as they come.
+func TestStarterPredictsPower(t *testing.T) {
+	t.Setenv("KO_DATA_PATH", "kodata")
+	s := start(t, Config{URI: "kodata:///power"}, nil)
+	s.waitFor(t, s.live, "starter")
+	text, err := os.ReadFile("kodata/power/" + model.ExamplesFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var file struct {
+		Examples []struct {
+			Features   map[string]any `json:"features"`
+			Prediction []float64      `json:"prediction"`
+		} `json:"examples"`
+	}
+	if err := json.Unmarshal(text, &file); err != nil {
+		t.Fatal(err)
+	}
+	var batch []event.Event
+	for i, x := range file.Examples {
+		// As the contract's readings: with more than the model needs, and the target.
+		x.Features["type"], x.Features["rack_id"], x.Features["power_consumption_watts"] = "server_metric", "R01", 100
+		payload, err := json.Marshal(map[string]any{"payload": x.Features, "valid": true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		batch = append(batch, metricEvent(t, strconv.Itoa(i), string(payload)))
+	}
+	for i, r := range s.Handle(t.Context(), batch) {
+		if r.Reply == nil {
+			t.Fatalf("example %d: %v", i, r.Err)
+		}
+		var got prediction
+		if err := json.Unmarshal(r.Reply.Data(), &got); err != nil {
+			t.Fatal(err)
+		}
+		want := file.Examples[i].Prediction[0]
+		if p, ok := got.Prediction.(float64); !ok || math.Abs(p-want) > 1e-5*want {
+			t.Errorf("example %d: %v, want %v", i, got.Prediction, want)
+		}
+		if got.ModelName != "power_prediction_model" || got.EntityID != "srv-001" || got.Actual == nil || *got.Actual != 100 || got.ErrorPercent == nil ||
+			got.Confidence == nil || *got.Confidence < 0 || *got.Confidence > 1 || got.Low == nil || *got.Low > *got.High {
+			t.Errorf("example %d: %s", i, r.Reply.Data())
+		}
 	}
 }
