@@ -388,6 +388,10 @@ func (c *collector) processes() ([]ProcessStatus, int64) {
 func (c *collector) urls() []URL {
 	ingress := "http://" + local(c.parts.ports["ingress"])
 	urls := []URL{{"status", ingress + "/status"}}
+	// The first is what the screen names.
+	if slices.ContainsFunc(c.parts.platform.services, func(s service) bool { return s.name == "console" }) {
+		urls = append([]URL{{"console", "http://" + local(c.parts.ports["console"]) + "/console/"}}, urls...)
+	}
 	for _, b := range c.parts.platform.graph.Brokers {
 		urls = append(urls, URL{"broker", ingress + "/" + b.Namespace + "/" + b.Name})
 	}
