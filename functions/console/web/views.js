@@ -176,7 +176,7 @@ const drift = {
         { head: "columns that drifted", class: "n", cell: (w) => `${w.drifted_columns} of ${w.columns}` },
         { head: "state", cell: (w) => pill(w.state, w.state === "stable" || w.state === "resolved" ? "good" : "bad") },
         { head: "why", class: "wide", cell: (w) => (w.reasons ?? []).join("; ") },
-        { head: "report", cell: (w) => el("a", { href: `api/drift/reports/${encodeURIComponent(w.model)}/${encodeURIComponent(w.window_end)}`, target: "_blank", rel: "noopener" }, "open") },
+        { head: "report", cell: (w) => el("a", { href: `api/drift/reports/${encodeURIComponent(w.model)}/${new Date(w.window_end).toISOString().replace(/[-:]|\.\d+/g, "")}`, target: "_blank", rel: "noopener" }, "open") },
       ], latest, "No drift was measured yet: a model and a window of rows are needed."),
       ...[...columns].map(([name, list]) => {
         const points = list.toReversed().map((m) => ({ t: m.window_end, v: m.value }));
