@@ -34,7 +34,8 @@ type monitor struct {
 	lag, retention time.Duration
 
 	mu   sync.Mutex
-	said map[string]string // the last failure of a model
+	said map[string]string    // the last failure of a model
+	done map[string]time.Time // the end of the last window that was looked at
 }
 
 // States of a model's drift.
@@ -75,7 +76,14 @@ func (m *monitor) tick(ctx context.Context, when time.Time) error {
 	now := last(when, m.lag, m.plan.Every, m.plan.Window)
 	var failed error
 	for _, w := range m.plan.Models {
+		// Most ticks are of a window that was measured: they cost nothing.
+		if !m.due(w.Name, now) {
+			continue
+		}
 		err := m.watch(ctx, w, now)
+		if err == nil || notThere(err) || errors.Is(err, errNoVersion) {
+			m.finish(w.Name, now)
+		}
 		if notThere(err) || errors.Is(err, errNoVersion) {
 			m.say(ctx, slog.LevelInfo, w.Name, err)
 			continue
@@ -95,6 +103,21 @@ func (m *monitor) tick(ctx context.Context, when time.Time) error {
 		}
 	}
 	return failed
+}
+
+func (m *monitor) due(name string, now window) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return now.To.After(m.done[name])
+}
+
+func (m *monitor) finish(name string, now window) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.done == nil {
+		m.done = map[string]time.Time{}
+	}
+	m.done[name] = now.To
 }
 
 // say logs a failure when it is another than the last.
