@@ -50,8 +50,19 @@ type jobPlan struct {
 	sink    string
 	command []string
 	env     []string
-	limit   int   // failed attempts after which a job has failed: backoffLimit + 1
-	final   []int // exit codes that no other attempt follows: FailJob of podFailurePolicy
+	limit   int // failed attempts after which a job has failed: backoffLimit + 1
+	// deadline is how long an attempt may take, 0 for ever: activeDeadlineSeconds, which a
+	// cluster counts for all attempts together.
+	deadline time.Duration
+	final    []int // exit codes that no other attempt follows: FailJob of podFailurePolicy
+}
+
+// bounded is the context of an attempt.
+func (p *jobPlan) bounded(ctx context.Context) (context.Context, context.CancelFunc) {
+	if p.deadline == 0 {
+		return context.WithCancel(ctx)
+	}
+	return context.WithTimeout(ctx, p.deadline)
 }
 
 // trains tells whether the job needs the trainer's environment.
@@ -137,7 +148,8 @@ func (w *parts) planJob(sink *eventing.JobSink) (jobPlan, error) {
 			Annotations map[string]string `yaml:"annotations"`
 		} `yaml:"metadata"`
 		Spec struct {
-			BackoffLimit  *int `yaml:"backoffLimit"`
+			BackoffLimit  *int  `yaml:"backoffLimit"`
+			Deadline      int64 `yaml:"activeDeadlineSeconds"`
 			FailurePolicy struct {
 				Rules []struct {
 					Action      string `yaml:"action"`
@@ -170,6 +182,7 @@ func (w *parts) planJob(sink *eventing.JobSink) (jobPlan, error) {
 	if job.Spec.BackoffLimit != nil {
 		plan.limit = *job.Spec.BackoffLimit + 1
 	}
+	plan.deadline = time.Duration(job.Spec.Deadline) * time.Second
 	for _, rule := range job.Spec.FailurePolicy.Rules {
 		if rule.Action == "FailJob" && rule.OnExitCodes.Operator == "In" {
 			plan.final = append(plan.final, rule.OnExitCodes.Values...)
@@ -337,10 +350,13 @@ func (j *jobs) runJob(ctx context.Context, plan jobPlan, dir string) error {
 		if err := writeJob(dir, state); err != nil {
 			return err
 		}
-		how, tail, err := j.sup.RunOnce(ctx, supervise.Spec{
+		attempt, cancel := plan.bounded(ctx)
+		how, tail, err := j.sup.RunOnce(attempt, supervise.Spec{
 			Name: plan.sink, Path: plan.command[0], Args: plan.command[1:], Dir: j.parts.opts.root,
 			Env: env,
 		})
+		late := errors.Is(attempt.Err(), context.DeadlineExceeded)
+		cancel()
 		if err != nil {
 			return err
 		}
@@ -355,12 +371,15 @@ func (j *jobs) runJob(ctx context.Context, plan jobPlan, dir string) error {
 			return writeJob(dir, state)
 		}
 		state.Failures++
+		if late {
+			how += fmt.Sprintf(", stopped after %v, its activeDeadlineSeconds", plan.deadline)
+		}
 		text := fmt.Sprintf("job %s failed (%s) after %v, attempt %d of %d", name, how, took, state.Failures, plan.limit)
 		if len(tail) > 0 {
 			text += "; last lines of its output:\n  " + strings.Join(tail, "\n  ")
 		}
 		j.event(plan.sink, text, true)
-		if state.Failures >= plan.limit || slices.Contains(plan.final, supervise.ExitCode(how)) {
+		if late || state.Failures >= plan.limit || slices.Contains(plan.final, supervise.ExitCode(how)) {
 			state.State = "failed"
 			return writeJob(dir, state)
 		}

@@ -183,7 +183,7 @@ func TestTrainingJobIsPlanned(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if !plan.trains() || plan.limit != 4 || !slices.Equal(plan.final, []int{1}) || !slices.Contains(plan.final, supervise.ExitCode("exit code 1")) ||
+		if !plan.trains() || plan.limit != 4 || plan.deadline != 30*time.Minute || !slices.Equal(plan.final, []int{1}) || !slices.Contains(plan.final, supervise.ExitCode("exit code 1")) ||
 			slices.Contains(plan.final, supervise.ExitCode("signal 9, killed")) {
 			t.Errorf("%+v", plan)
 		}
