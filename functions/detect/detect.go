@@ -138,7 +138,10 @@ func failed(results []function.Result, err error) []function.Result {
 
 // read makes an item of an event; its stream is nil if there is nothing to judge.
 func (d *detector) read(e *event.Event) (it item, err error) {
-	name, _ := e.Extensions()[events.Contract].(string)
+	var name string
+	if c, ok := e.Context.(*event.EventContextV1); ok {
+		name, _ = c.Extensions[events.Contract].(string) // the SDK would copy all of them
+	}
 	s := d.streams[name]
 	if s == nil {
 		if name == "" {
