@@ -38,7 +38,7 @@ func TestAlert_isRaisedOnceForAGroupAndAnsweredAlikeAgain(t *testing.T) {
 	want := []string{
 		"anomaly entity_type=server, entity=srv-1 CRITICAL 2 open Anomaly of server srv-1: isolation_forest",
 		"anomaly entity_type=server, entity=srv-2 HIGH 1 open Anomaly of server srv-2: stl_zscore_cpu",
-		"drift model=power_prediction_model MEDIUM 1 open Model power_prediction_model gets other data than it was trained on: a; b",
+		"drift model=power_prediction_model MEDIUM 1 open power_prediction_model gets other data than it used to: a; b",
 		"etl-failed step=silver, level=critical CRITICAL 1 open Batches are held back at silver: too many nulls",
 		"invalid-events contract=shop-clickstream, error_type=PROCESSING_ERROR MEDIUM 1 open Invalid events of shop-clickstream: PROCESSING_ERROR",
 		"invalid-events contract=shop-clickstream, error_type=SCHEMA_VALIDATION_ERROR HIGH 2 open Invalid events of shop-clickstream: SCHEMA_VALIDATION_ERROR",
@@ -98,6 +98,14 @@ func TestAlert_isResolvedWhenAllMembersAre(t *testing.T) {
 	step("resolved 2, open 1, resolved 1, open 1", newEvent(events.DriftDetected, "11", "m", 100, `{"model_version":"1","reasons":"x"}`))
 	step("resolved 2, open 1, resolved 1, resolved 1", newEvent(events.ModelPromoted, "12", "m", 100, `{}`))
 	step("resolved 2, open 1, resolved 1, resolved 1, open 1", newEvent(events.DriftDetected, "13", "m", 200, `{"model_version":"2","reasons":"x"}`))
+	// And so do data that have come back, but not those that have not.
+	measured := func(id, state string) event.Event {
+		e := newEvent(events.DriftMeasured, id, "m", 300, `{"model_version":"2","reasons":[]}`)
+		e.SetExtension("state", state)
+		return e
+	}
+	step("resolved 2, open 1, resolved 1, resolved 1, open 1", measured("14", "drifting"))
+	step("resolved 2, open 1, resolved 1, resolved 1, resolved 1", measured("15", "resolved"))
 }
 
 func TestAlert_resolvesByQuietAndStartsAnew(t *testing.T) {

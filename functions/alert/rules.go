@@ -125,7 +125,7 @@ func openRules(file string, getenv func(string) string) (*rules, error) {
 }
 
 // taken are the types that a rule may be on.
-var taken = []string{events.BehaviorInvalid, events.MetricInvalid, events.AnomalyDetected, events.AnomalyResolved, events.DriftDetected,
+var taken = []string{events.BehaviorInvalid, events.MetricInvalid, events.AnomalyDetected, events.AnomalyResolved, events.DriftDetected, events.DriftMeasured,
 	events.ModelPromoted, events.TrainingFailed, events.TrainingCompleted, events.ETLFailed}
 
 var names = regexp.MustCompile(`^[a-z][a-z0-9_-]{0,62}$`)
