@@ -19,7 +19,7 @@ from millrace_training.spec import power
 from testbed import servers, shop
 from tests.conftest import Sink
 
-FAST = ["--as-of", servers.START, "--trials", "3", "--bootstrap", "20", "--seed", "1"]
+FAST = ["--as-of", servers.START, "--trials", "2", "--rounds", "25", "--bootstrap", "20"]
 POWER, ANOMALY = "power_prediction_model", "server_anomaly_model"
 
 
