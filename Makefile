@@ -183,6 +183,11 @@ bench-predict: ## predict against XGBoost behind FastAPI, side by side (BENCH_SE
 	BENCH_PREDICT=1 go test -count=1 -v -run '^TestLookupLatency$$' ./functions/predict
 	go test -run '^$$' -bench 'BenchmarkHTTP|BenchmarkPredict' -benchmem ./functions/predict ./shared/model
 
+.PHONY: bench-store
+bench-store: ## Rows a second into PostgreSQL, and CPU of store and server a row (STORE_BENCH_ROWS); the storm of 28,000 deliveries of 20,000 readings
+	STORE_BENCH_ROWS=$(or $(STORE_BENCH_ROWS),500000) go test -run '^$$' -bench 'Handle|Readings' -benchtime 1x ./functions/store
+	STORE_STORM=1 go test -count=1 -v -run '^TestSeries_duplicateStormHoldsDistinctRows$$' ./functions/store
+
 .PHONY: eval-detect
 eval-detect: ## Anomaly detection against ground truth, by configuration and type; with NAB_DIR=folder on NAB's series too
 	go run ./infra/evaldetect
