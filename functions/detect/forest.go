@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -178,6 +179,8 @@ func (s *served) load(ctx context.Context, source model.Source, version, id stri
 	if err := s.forest.Use(b, version); err != nil {
 		return err
 	}
+	// Reading a bundle takes many times what is kept of it.
+	debug.FreeOSMemory()
 	slog.InfoContext(ctx, "judging by a version of a forest", "model", s.name, "version", version, "trees", b.Model.Trees())
 	return nil
 }
