@@ -142,8 +142,9 @@ func kolmogorov(n int, d float64) float64 {
 	}
 	x := t * d
 	switch {
-	case x >= 370:
-		return 0
+	case x >= 20:
+		// Below 1e-17, where the limit is as good as the sum, which takes a term a value.
+		return 2 * math.Exp(-2*x)
 	case n <= 140 && x <= 4:
 		return 1 - durbin(n, d)
 	case n <= 140 || x >= 2.2:
