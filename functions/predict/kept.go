@@ -59,8 +59,8 @@ func (k *kept) find(context.Context) (found, error) {
 }
 
 // keep replaces what was kept by a bundle that was loaded. A crash leaves the one or
-// the other.
-func (k *kept) keep(of origin, f found, digest string, files map[string][]byte) error {
+// the other. The files of the bundle before, if there is one, stay for back.
+func (k *kept) keep(f found, digest, before string, files map[string][]byte) error {
 	if err := os.MkdirAll(filepath.Join(k.dir, digest), 0o750); err != nil {
 		return fmt.Errorf("making a folder for the version: %w", err)
 	}
@@ -69,20 +69,33 @@ func (k *kept) keep(of origin, f found, digest string, files map[string][]byte) 
 			return err
 		}
 	}
-	data, err := json.Marshal(note{of.String(), f.id, f.version, digest})
-	if err != nil {
-		return err
-	}
-	if err := replace(filepath.Join(k.dir, noteFile), data); err != nil {
+	if err := k.point(f, digest); err != nil {
 		return err
 	}
 	old, err := os.ReadDir(k.dir)
 	for _, o := range old {
-		if o.IsDir() && o.Name() != digest {
+		if o.IsDir() && o.Name() != digest && o.Name() != before {
 			err = errors.Join(err, os.RemoveAll(filepath.Join(k.dir, o.Name())))
 		}
 	}
 	return err
+}
+
+// back says that a bundle that was served before is served again. If its files are not
+// there any more nothing is kept: what is would be the wrong one.
+func (k *kept) back(f found, digest string) error {
+	if _, err := os.Stat(filepath.Join(k.dir, digest, model.ManifestFile)); err != nil {
+		return errors.Join(fmt.Errorf("keeping the version before: %w", err), os.Remove(filepath.Join(k.dir, noteFile)))
+	}
+	return k.point(f, digest)
+}
+
+func (k *kept) point(f found, digest string) error {
+	data, err := json.Marshal(note{k.of.String(), f.id, f.version, digest})
+	if err != nil {
+		return err
+	}
+	return replace(filepath.Join(k.dir, noteFile), data)
 }
 
 // replace writes a file in one step.

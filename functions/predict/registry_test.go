@@ -1,8 +1,16 @@
 package main
 
 import (
+	"cmp"
+	"context"
+	"fmt"
 	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -16,7 +24,8 @@ import (
 func TestMain(m *testing.M) { pgtest.Main(m) }
 
 // TestAliasDecides follows the alias of a real registry: promotion, a corrupt
-// version, rollback, and the registry killed.
+// version, rollback, 200 promotions under load (TEST_PROMOTIONS), the registry killed,
+// and a start without it.
 func TestAliasDecides(t *testing.T) {
 	server := registrytest.Start(t)
 	client, err := registry.Config{URL: server.URL, Timeout: time.Minute}.Connect()
@@ -46,7 +55,8 @@ func TestAliasDecides(t *testing.T) {
 		return time.Now()
 	}
 
-	s := start(t, Config{Name: name, Alias: "current", TrackingURI: server.URL, Poll: 200 * time.Millisecond}, nil)
+	s := start(t, Config{Name: name, Alias: "current", TrackingURI: server.URL, Poll: 200 * time.Millisecond,
+		Cache: filepath.Join(t.TempDir(), "cache")}, nil)
 	s.wait(t, "the missing alias", func() bool { return strings.Contains(s.live.show().Error, "not found") })
 	for _, version := range []string{first, second} {
 		at := promote(version)
@@ -66,11 +76,60 @@ func TestAliasDecides(t *testing.T) {
 	at := promote(first)
 	s.waitFor(t, s.live, first)
 	t.Logf("rolled back %s after the alias moved", time.Since(at))
+	promoteUnderLoad(t, s, []string{first, second}, promote)
+	promote(first)
+	s.waitFor(t, s.live, first)
 	server.Kill()
 	s.wait(t, "the failure", func() bool { return strings.Contains(s.live.show().Error, "reaching the registry") })
 	ask(`"predictions":[1]`)
+	again := start(t, *s.config, nil)
+	again.waitFor(t, again.live, first)
+	if from := again.live.show().From; !strings.HasPrefix(from, "file://") {
+		t.Errorf("a start without the registry serves from %q", from)
+	}
 	server.Restart()
 	promote(second)
 	s.waitFor(t, s.live, second)
 	ask(`"predictions":[2]`)
+}
+
+// promoteUnderLoad lets each version serve in turn while clients ask all the time: every
+// answer is of one version, and none fails. Version n predicts n.
+func promoteUnderLoad(t *testing.T, s started, versions []string, promote func(string) time.Time) {
+	t.Helper()
+	promotions, err := strconv.Atoi(cmp.Or(os.Getenv("TEST_PROMOTIONS"), "200"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	var answers atomic.Int64
+	var clients sync.WaitGroup
+	for range 2 {
+		clients.Go(func() {
+			for ctx.Err() == nil {
+				status, body := do(t, "POST", s.url+"/predict", `[{"features":{"price":1}},{"features":{"price":200}}]`)
+				right := false
+				for _, v := range versions {
+					n, _ := strconv.Atoi(v)
+					right = right || strings.HasPrefix(body, fmt.Sprintf(`{"predictions":[%d,%d],"success":true`, n, n+1)) &&
+						strings.Contains(body, `"model_version":"`+v+`"`)
+				}
+				if status != http.StatusOK || !right {
+					t.Errorf("%d %s", status, body)
+					return
+				}
+				answers.Add(1)
+			}
+		})
+	}
+	began := time.Now()
+	for i := range promotions {
+		v := versions[i%len(versions)]
+		promote(v)
+		s.waitFor(t, s.live, v)
+	}
+	stop()
+	clients.Wait()
+	t.Logf("%d promotions in %s, %d answers, all right", promotions, time.Since(began).Round(time.Millisecond), answers.Load())
 }

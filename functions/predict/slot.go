@@ -141,20 +141,17 @@ func (s *slot) update(ctx context.Context) error {
 	if f.id == s.badID {
 		return s.bad
 	}
-	next := s.previous.Load()
+	next, read := s.previous.Load(), &recorder{}
 	if next == nil || next.id != f.id {
-		read := &recorder{}
 		if next, err = s.load(ctx, s.origin, f, read); err != nil {
 			if invalid, ok := errors.AsType[*model.InvalidError](err); ok {
 				s.badID, s.bad = f.id, invalid
 			}
 			return err
 		}
-		if s.kept != nil {
-			if err := s.kept.keep(s.origin, f, next.bundle.Digest, read.files); err != nil {
-				slog.WarnContext(ctx, "the model version is not kept", "model", next.name, "version", next.version, "error", err.Error())
-			}
-		}
+	}
+	if err := s.keep(f, next, read.files); err != nil {
+		slog.WarnContext(ctx, "the model version is not kept", "model", next.name, "version", next.version, "error", err.Error())
 	}
 	s.badID, s.bad = "", nil
 	if old := s.current.Swap(next); old != nil {
@@ -162,6 +159,21 @@ func (s *slot) update(ctx context.Context) error {
 	}
 	s.serving(ctx, next)
 	return nil
+}
+
+// keep keeps a version for the next start. files are empty of one that was in memory.
+func (s *slot) keep(f found, v *version, files map[string][]byte) error {
+	if s.kept == nil {
+		return nil
+	}
+	if len(files) == 0 {
+		return s.kept.back(f, v.bundle.Digest)
+	}
+	before := ""
+	if old := s.current.Load(); old != nil {
+		before = old.bundle.Digest
+	}
+	return s.kept.keep(f, v.bundle.Digest, before, files)
 }
 
 // load reads a version from where it was found.

@@ -49,6 +49,15 @@ func TestStandInsServeUntilTheOriginDoes(t *testing.T) {
 		}
 	}
 
+	// Back to the one before, which is in memory still, and forth again.
+	for _, version := range []string{"1", "2"} {
+		modeltest.Shop(t, version, 0.5).Write(t, dir)
+		s.waitFor(t, s.live, version)
+		if f, err := s.live.kept.find(t.Context()); err != nil || f.digest != s.live.current.Load().bundle.Digest {
+			t.Errorf("version %s serves, kept is %+v %v", version, f, err)
+		}
+	}
+
 	if err := os.Rename(dir, dir+"-away"); err != nil {
 		t.Fatal(err)
 	}
@@ -70,11 +79,13 @@ func TestStandInsServeUntilTheOriginDoes(t *testing.T) {
 	other := start(t, Config{URI: "file://" + dir + "-other", FallbackURI: c.FallbackURI, Cache: c.Cache}, nil)
 	other.waitFor(t, other.live, "starter")
 	files, err := filepath.Glob(filepath.Join(c.Cache, "*", model.XGBoostFile))
-	if err != nil || len(files) != 1 {
-		t.Fatalf("%v %v: want the files of one version", files, err)
+	if err != nil || len(files) != 2 {
+		t.Fatalf("%v %v: want the files of two versions", files, err)
 	}
-	if err := os.Truncate(files[0], 50); err != nil {
-		t.Fatal(err)
+	for _, file := range files {
+		if err := os.Truncate(file, 50); err != nil {
+			t.Fatal(err)
+		}
 	}
 	if err := os.Rename(dir, dir+"-away"); err != nil {
 		t.Fatal(err)
