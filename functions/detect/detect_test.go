@@ -2,6 +2,7 @@ package main
 
 import (
 	"math/rand/v2"
+	"net"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -282,5 +283,45 @@ func TestForestOfTheImage(t *testing.T) {
 	}
 	if found == 0 {
 		t.Error("the forest found nothing")
+	}
+}
+
+// Two processes get the readings of one server in turns: each sees what the other has
+// written, and the anomalies are those of one process.
+func TestTwoProcessesAtOneEntity(t *testing.T) {
+	t.Parallel()
+	one := start(t)
+	cfg := small(t, 1)
+	one.trained(cfg)
+	two := &harness{t: t, redis: one.redis, database: one.database, broker: one.broker, contract: one.contract, told: one.told}
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	two.port = listener.Addr().(*net.TCPAddr).Port
+	_ = listener.Close()
+	two.run()
+	list, truth := one.readings(cfg, 1, 2000)
+	n := 0
+	for batch := range slices.Chunk(list, 7) {
+		n++
+		[]*harness{one, two}[n%2].deliver(batch)
+	}
+	rows := one.anomalies()
+	times := map[string]int{}
+	for _, a := range rows {
+		for i := range truth {
+			if e := &truth[i]; slices.Contains(e.Type.Metrics(), a.Details.Metric) && !a.Timestamp.Before(e.Start) && a.Timestamp.Before(e.End) {
+				times[e.Start.String()+a.Type]++
+			}
+		}
+	}
+	for what, n := range times {
+		if n > 2 {
+			t.Errorf("%s was told as %d anomalies", what, n)
+		}
+	}
+	if len(times) == 0 || len(truth) == 0 {
+		t.Errorf("of %d anomalies %d were found", len(truth), len(times))
 	}
 }

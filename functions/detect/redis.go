@@ -121,7 +121,7 @@ func (s *store) write(ctx context.Context, keys []string, before []string, blobs
 	switch {
 	case err == nil:
 		return answer, nil
-	case strings.HasPrefix(err.Error(), "STALE"):
+	case strings.HasPrefix(err.Error(), "STALE "):
 		return "", errStale
 	}
 	return "", fmt.Errorf("writing states: %w", err)

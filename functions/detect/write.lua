@@ -3,7 +3,7 @@
 local n = #KEYS - 1
 for i = 1, n do
   if redis.call('GETRANGE', KEYS[i], 0, 7) ~= ARGV[2 * i] then
-    return redis.error_reply('STALE')
+    return redis.error_reply('STALE another process has written')
   end
 end
 for i = 1, n do
