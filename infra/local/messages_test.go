@@ -201,7 +201,7 @@ func TestMissingAndBrokenProgramsAreNamed(t *testing.T) {
 	if err == nil {
 		t.Fatal("it ran")
 	}
-	requireAll(t, string(out), "deadletter, etl-step", "validate", "make build", "--bin")
+	requireAll(t, string(out), "deadletter, detect, drift, etl-step", "validate", "make build", "--bin")
 
 	// A function that ends at once is quoted.
 	programs := t.TempDir()
@@ -283,7 +283,7 @@ func TestWithoutPostgreSQLTheRestGoesOn(t *testing.T) {
 	if s.DeadLetters != 0 {
 		t.Errorf("%d dead letters", s.DeadLetters)
 	}
-	if lines := strings.Join(render(s, 80, 24), "\n"); !strings.Contains(ansi.ReplaceAllString(lines, ""), " gold etl-step, store not started. PostgreSQL cannot run here") {
+	if lines := strings.Join(render(s, 160, 24), "\n"); !strings.Contains(ansi.ReplaceAllString(lines, ""), " gold alert, drift, etl-step, store, train-trigger not started. PostgreSQL cannot run here") {
 		t.Errorf("the screen does not say it:\n%s", lines)
 	}
 	p.stop()

@@ -152,9 +152,9 @@ func TestPortsAreAssignedInARowOrByName(t *testing.T) {
 		by   portFlags
 		want map[string]int
 	}{
-		{"usual", 0, portFlags{}, map[string]int{"ingress": 8080, "kafka": 9092, "s3": 9000, "postgres": 15432, "redis": 16379, "deadletter": 8081, "etl-step": 8082, "own": 8100}},
-		{"base", 20000, portFlags{}, map[string]int{"ingress": 20000, "kafka": 20001, "s3": 20002, "postgres": 20003, "redis": 20004, "deadletter": 20005, "etl-step": 20006, "own": 20007}},
-		{"by name", 20000, portFlags{"etl_step": 30000, "kafka": 9192}, map[string]int{"ingress": 20000, "kafka": 9192, "s3": 20002, "postgres": 20003, "redis": 20004, "deadletter": 20005, "etl-step": 30000, "own": 20007}},
+		{"usual", 0, portFlags{}, map[string]int{"ingress": 8080, "kafka": 9092, "s3": 9000, "postgres": 15432, "redis": 16379, "mlflow": 15000, "deadletter": 8081, "etl-step": 8082, "own": 8100}},
+		{"base", 20000, portFlags{}, map[string]int{"ingress": 20000, "kafka": 20001, "s3": 20002, "postgres": 20003, "redis": 20004, "mlflow": 20005, "deadletter": 20006, "etl-step": 20007, "own": 20008}},
+		{"by name", 20000, portFlags{"etl_step": 30000, "kafka": 9192}, map[string]int{"ingress": 20000, "kafka": 9192, "s3": 20002, "postgres": 20003, "redis": 20004, "mlflow": 20005, "deadletter": 20006, "etl-step": 30000, "own": 20008}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			o := options{portBase: tc.base, ports: tc.by}
