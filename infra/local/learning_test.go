@@ -23,7 +23,7 @@ import (
 // was due to the rows, and waits for nothing.
 const learningPolicies = `models:
   purchase_prediction_model:
-    rows: {query: "SELECT coalesce(sum(rows), 0) FROM etl.loads WHERE checked_at > $1", first: 35000, more: 1000000000, on_gold: true}
+    rows: {query: "SELECT coalesce(sum(rows), 0) FROM etl.loads WHERE checked_at > $1", first: 130000, more: 1000000000, on_gold: true}
     deadline: 10m
     retry: 1s
     request: {trials: 6, bootstrap: 100}
@@ -57,7 +57,7 @@ func TestLearning(t *testing.T) {
 	asked.await("starter")
 
 	// A shop of days, whose sessions have ended but for the last.
-	p.startLoad("-rate", "0", "-count", "40000", "-density", "0.08", "-seed", "3").wait()
+	p.startLoad("-rate", "0", "-count", "150000", "-density", "0.08", "-seed", "3").wait()
 	p.awaitDecisions(db, "train", "promote 1")
 	t.Logf("version 1 is decided on after %s: %s", time.Since(began).Round(time.Second), reason(t, db))
 	asked.await("1")

@@ -189,7 +189,7 @@ const drift = {
 const models = {
   path: "models", name: "Models", every: 5000,
   load: async (_, signal) => ({ ...(await ask("models", signal)), health: await ask("health", signal) }),
-  draw({ models: list, decisions, runs, health }, _, again) {
+  draw({ models: list, unknown, decisions, runs, health }, _, again) {
     const act = (path, title, text, body) => async () => {
       if ((await question(title, text, "Do it")) === null) return;
       try {
@@ -214,7 +214,7 @@ const models = {
           { head: "", cell: (v) => (m.aliases?.current === v.version ? "" : el("button", { disabled: !health.changes || !m.aliases?.current, onclick: act("models/rollback", `Serve version ${v.version}?`, `${m.name} is served in version ${m.aliases?.current} now. Version ${v.version} will take its place, past the gate.`, { model: m.name, from: m.aliases?.current, to: v.version }) }, "Serve this")) },
         ], m.versions.slice(0, 12), "No version yet."),
       ]).flat(),
-      list?.length ? "" : el("p", { class: "quiet" }, "No model is registered yet. What serves until then is the starter model."),
+      unknown ? el("p", { class: "quiet" }, `The registry's versions are not known: ${unknown}.`) : list?.length ? "" : el("p", { class: "quiet" }, "No model is registered yet. What serves until then is the starter model."),
       el("h2", {}, "Decisions"),
       table("What was decided about models, and why.", [
         { head: "at", class: "t", cell: (d) => when(d.decided_at) }, { head: "model", cell: (d) => d.model },
