@@ -49,6 +49,9 @@ type remembered struct {
 // errNoVersion says that a model has no version yet.
 var errNoVersion = errors.New("no version serves yet")
 
+// errUnknown says that the registry does not tell which version serves.
+var errUnknown = errors.New("which version serves is not known")
+
 // of gives the baseline of the version of a model that serves. When the registry does
 // not answer, that of the last one that it named.
 func (b *bundles) of(ctx context.Context, w *watched) (*baseline, error) {
@@ -102,7 +105,7 @@ func (b *bundles) find(ctx context.Context, w *watched) (id, version string, sou
 			return v.Version + " of run " + v.RunID, v.Version, func(ctx context.Context) (model.Source, error) { return b.registry.Bundle(ctx, v) }, nil
 		}
 		if !errors.Is(err, registry.ErrNotFound) {
-			return "", "", nil, err
+			return "", "", nil, fmt.Errorf("%w: %w", errUnknown, err)
 		}
 	}
 	if w.Fallback == "" || b.data == "" {

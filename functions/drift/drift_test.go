@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -24,6 +25,7 @@ import (
 	"github.com/millrace-dev/millrace/shared/events"
 	"github.com/millrace-dev/millrace/shared/lake/laketest"
 	"github.com/millrace-dev/millrace/shared/model"
+	"github.com/millrace-dev/millrace/shared/registry"
 	"github.com/millrace-dev/millrace/shared/sink"
 	"github.com/millrace-dev/millrace/shared/testkit/pgtest"
 	"github.com/millrace-dev/millrace/shared/warehouse"
@@ -103,6 +105,34 @@ func (k known) of(_ context.Context, w *watched) (*baseline, error) {
 	}
 	return nil, errNoVersion
 }
+
+// A registry that does not answer fails no tick, and the window is measured once it does.
+func TestRegistryIsAway(t *testing.T) {
+	c, err := registry.Config{URL: "http://127.0.0.1:1"}.Connect()
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := &bundles{registry: c, alias: "current"}
+	if _, err := b.of(t.Context(), &watched{Name: "m"}); !errors.Is(err, errUnknown) {
+		t.Fatalf("error %v, want %v", err, errUnknown)
+	}
+	away := unknown{errors.Join(errUnknown, errors.New("connection refused"))}
+	m, _ := start(t, newBroker(t), away, func(*plan) {})
+	at := time.Date(2026, 1, 5, 12, 0, 0, 0, time.UTC)
+	if err := m.tick(t.Context(), at); err != nil {
+		t.Errorf("a tick without the registry: %v", err)
+	}
+	for _, w := range m.plan.Models {
+		if w.metrics == nil && !m.due(w.Name, last(at, m.lag, m.plan.Every, m.plan.Window)) {
+			t.Errorf("%s is not due any more", w.Name)
+		}
+	}
+}
+
+// unknown gives no baselines.
+type unknown struct{ err error }
+
+func (u unknown) of(context.Context, *watched) (*baseline, error) { return nil, u.err }
 
 func start(t testing.TB, b *broker, base baselines, change func(*plan)) (*monitor, *warehouse.DB) {
 	t.Helper()

@@ -88,6 +88,12 @@ func (m *monitor) tick(ctx context.Context, when time.Time) error {
 			m.say(ctx, slog.LevelInfo, w.Name, err)
 			continue
 		}
+		if errors.Is(err, errUnknown) {
+			// The window stays due, and the next tick comes soon: this one coming again and
+			// again would end among the dead letters, for as long as there is no registry.
+			m.say(ctx, slog.LevelWarn, w.Name, err)
+			continue
+		}
 		m.say(ctx, slog.LevelError, w.Name, err)
 		if err != nil && failed == nil {
 			failed = fmt.Errorf("measuring %s: %w", w.Name, err)

@@ -418,8 +418,27 @@ func (p *platform) stopPostgres(t *testing.T, signal syscall.Signal) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := syscall.Kill(-pid, signal); err != nil {
+	// Each of its processes is a group of its own.
+	stats, err := filepath.Glob("/proc/[0-9]*/stat")
+	if err != nil {
 		t.Fatal(err)
+	}
+	all := []int{pid}
+	for _, file := range stats {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			continue // it has ended
+		}
+		// pid (name) state parent
+		rest := strings.Fields(string(text[strings.LastIndexByte(string(text), ')')+1:]))
+		if child, err := strconv.Atoi(filepath.Base(filepath.Dir(file))); err == nil && rest[1] == first {
+			all = append(all, child)
+		}
+	}
+	for _, p := range all {
+		if err := syscall.Kill(p, signal); err != nil && err != syscall.ESRCH {
+			t.Fatal(err)
+		}
 	}
 }
 
