@@ -5,6 +5,7 @@ package training_test
 import (
 	"encoding/json"
 	"os"
+	"path/filepath"
 	"slices"
 	"testing"
 
@@ -82,6 +83,42 @@ func TestStartersLoad(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Images take what lies in a function's kodata, and follow no link out of it: what is
+// there are copies of the starters, made by
+//
+//	cp -r infra/training/starter/power/. functions/predict/kodata/power/
+//
+// and so on.
+func TestImagesHaveTheStarters(t *testing.T) {
+	for copied, starter := range map[string]string{
+		"predict/kodata/purchase": "bundle", "predict/kodata/power": "power",
+		"drift/kodata/purchase": "bundle", "drift/kodata/power": "power", "drift/kodata/anomaly": "anomaly",
+		"detect/kodata/forests/server_anomaly_model": "anomaly",
+	} {
+		want := contents(t, filepath.Join("starter", starter))
+		if diff := cmp.Diff(want, contents(t, filepath.Join("../../functions", filepath.FromSlash(copied)))); diff != "" {
+			t.Errorf("functions/%s is not starter/%s:\n%.500s", copied, starter, diff)
+		}
+	}
+}
+
+func contents(t *testing.T, folder string) map[string]string {
+	t.Helper()
+	entries, err := os.ReadDir(folder)
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := map[string]string{}
+	for _, e := range entries {
+		text, err := os.ReadFile(filepath.Join(folder, e.Name()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		all[e.Name()] = string(text)
+	}
+	return all
 }
 
 // The starters are better than what can be had without a model.
