@@ -59,10 +59,13 @@ func TestStartersLoad(t *testing.T) {
 	for _, c := range []struct {
 		folder, name, target string
 		bytes                int64
+		// Values of a column's sample; with times, where the data follows the hours.
+		sample   int
+		seasonal bool
 	}{
-		{"starter/bundle", "purchase_prediction_model", "is_purchased", 400_000},
-		{"starter/power", "power_prediction_model", "power_consumption_watts", 600_000},
-		{"starter/anomaly", "server_anomaly_model", "anomaly_score", 1_300_000},
+		{"starter/bundle", "purchase_prediction_model", "is_purchased", 400_000, 2000, false},
+		{"starter/power", "power_prediction_model", "power_consumption_watts", 1_500_000, 6000, true},
+		{"starter/anomaly", "server_anomaly_model", "anomaly_score", 1_500_000, 6000, true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			b := load(t, model.Folder(c.folder))
@@ -77,8 +80,16 @@ func TestStartersLoad(t *testing.T) {
 				t.Errorf("the files have %d bytes, want at most %d", size, c.bytes)
 			}
 			for i, d := range append(slices.Clone(b.Baseline.Features), b.Baseline.Score) {
-				if d.Values == nil && len(d.Sample) != 2000 {
-					t.Errorf("column %d (%s) has a sample of %d values", i, d.Name, len(d.Sample))
+				if d.Values != nil {
+					continue
+				}
+				if len(d.Sample) != c.sample || (len(d.SampleTimes) > 0) != c.seasonal {
+					t.Errorf("column %d (%s) has a sample of %d values with %d times", i, d.Name, len(d.Sample), len(d.SampleTimes))
+				}
+				for _, at := range d.SampleTimes {
+					if w := b.Manifest.Training; at < w.From.Unix() || at >= w.To.Unix() {
+						t.Fatalf("column %d (%s): a value is of %d, and the rows are of %s to %s", i, d.Name, at, w.From, w.To)
+					}
 				}
 			}
 		})

@@ -16,7 +16,7 @@ import xgboost as xgb
 from numpy.typing import NDArray
 
 from millrace_training import models
-from millrace_training.data import Numbers, Table
+from millrace_training.data import Floats, Ints, Numbers, Table
 from millrace_training.encoding import Column, Encoder, Matrix
 from millrace_training.evaluation import Metric
 from millrace_training.models import Model
@@ -31,6 +31,8 @@ EXAMPLES = "examples.json"
 _EXAMPLES = 50
 _BINS = 20
 _SAMPLE = 2000  # values of a column
+_TIMED_SAMPLE = 6000  # rows, so that each hour of a day has some hundreds
+_DIGITS = 6  # of the values of those rows: they are compared, not computed with
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class Contents:
     metrics: dict[str, Metric]
     test: Window
     seed: int = 1  # of the samples of the columns
+    seasonal: bool = False  # rows follow the hours: the samples say when they were
     baseline: dict[str, Any] = field(default_factory=dict)  # what baseline.json has besides
 
 
@@ -104,11 +107,15 @@ def _features(encoder: Encoder, transform: dict[str, Any] | None) -> dict[str, A
 def _baseline(contents: Contents, matrix: Matrix) -> dict[str, Any]:
     encoder, seen = contents.encoder, contents.seen
     rng = np.random.default_rng(contents.seed)
+    drawn: _Drawn | None = None
+    if contents.seasonal:
+        rows = np.sort(rng.choice(len(seen), min(len(seen), _TIMED_SAMPLE), replace=False))
+        drawn = _Drawn(rows, seen.arrived[rows] // 1_000_000)
     distributions = []
     for i, c in enumerate(encoder.columns):
         column = seen.columns[c.name]
         if isinstance(column, Numbers):
-            distributions.append({"name": c.name, **_histogram(column.values, rng)})
+            distributions.append({"name": c.name, **_histogram(column.values, rng, drawn)})
             continue
         assert c.values is not None  # noqa: S101 a category has them
         missing = column.ids < 0
@@ -123,21 +130,33 @@ def _baseline(contents: Contents, matrix: Matrix) -> dict[str, Any]:
         "format": 1,
         "rows": len(seen),
         "features": distributions,
-        "score": {"name": encoder.target, **_histogram(contents.model.predict(matrix), rng)},
+        "score": {"name": encoder.target, **_histogram(contents.model.predict(matrix), rng, drawn)},
     }
 
 
-def _histogram(values: NDArray[np.float64], rng: np.random.Generator) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Drawn:
+    """Rows that were drawn for all columns, and their times in seconds since 1970."""
+
+    rows: Ints
+    times: Ints
+
+
+def _histogram(values: Floats, rng: np.random.Generator, drawn: _Drawn | None) -> dict[str, Any]:
     """Count values by intervals of about as many rows, an edge belongs to the lower one; and draw a sample."""
     known = values[~np.isnan(values)]
     edges = np.unique(np.quantile(known, np.linspace(0, 1, _BINS + 1)[1:-1], method="lower"))
     counts = np.bincount(np.searchsorted(edges, known, side="left"), minlength=len(edges) + 1)
-    sample = known if len(known) <= _SAMPLE else rng.choice(known, _SAMPLE, replace=False)
-    return {
-        "edges": edges.tolist(),
-        "counts": counts.tolist(),
-        "missing": int(len(values) - len(known)),
-        "sample": np.sort(sample).tolist(),
+    out = {"edges": edges.tolist(), "counts": counts.tolist(), "missing": int(len(values) - len(known))}
+    if drawn is None:
+        sample = known if len(known) <= _SAMPLE else rng.choice(known, _SAMPLE, replace=False)
+        return out | {"sample": np.sort(sample).tolist()}
+    of, times = values[drawn.rows], drawn.times
+    of, times = of[~np.isnan(of)], times[~np.isnan(of)]
+    order = np.argsort(of, kind="stable")
+    return out | {
+        "sample": [float(f"{v:.{_DIGITS}g}") for v in of[order]],
+        "sample_times": times[order].tolist(),
     }
 
 

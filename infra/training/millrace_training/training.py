@@ -79,7 +79,8 @@ def run(spec: Spec, request: Request, env: Environment, request_id: str = "") ->
             out,
             bundle.Contents(
                 request.model, env.version, env.created_at or started, w.train.start, w.test.start,
-                fitted.model, encoder, seen, metrics, w.test, request.seed, judged.baseline,
+                fitted.model, encoder, seen, metrics, w.test, request.seed,
+                spec.rows == "server_metrics", judged.baseline,
             ),
         )  # fmt: skip
         report: dict[str, Any] = {

@@ -49,6 +49,17 @@ def predicts_its_examples(folder: Path) -> None:
     np.testing.assert_array_equal(got, [e["prediction"][0] for e in examples])
 
 
+def knows_its_hours(folder: Path) -> None:
+    known = json.loads((folder / bundle.BASELINE).read_text())
+    drawn = [d for d in [*known["features"], known["score"]] if "edges" in d]
+    window = json.loads((folder / bundle.MANIFEST).read_text())["training"]
+    low, high = (parse_time(window[end]).timestamp() for end in ("from", "to"))
+    for d in drawn:
+        assert len(d["sample_times"]) == len(d["sample"]) == min(known["rows"], 6000)
+        assert all(low <= at < high for at in d["sample_times"])
+        assert sorted(d["sample_times"]) == sorted(drawn[0]["sample_times"]), "all columns are of the same rows"
+
+
 def same_bytes(one: Path, other: Path) -> None:
     for file in one.iterdir():
         if file.name != bundle.MANIFEST:
@@ -68,6 +79,7 @@ def test_power_is_predicted_better_than_by_its_mean(
     assert sum(f.stat().st_size for f in (tmp_path / "a").iterdir()) < 2_000_000
     loads_in_go(tmp_path / "a")
     predicts_its_examples(tmp_path / "a")
+    knows_its_hours(tmp_path / "a")
 
     # The next is measured beside it on the same rows, and with the same seed is the same.
     _, again = run(
