@@ -26,6 +26,16 @@ func open(t *testing.T, url string) *DB {
 	return db
 }
 
+// fresh gives the address of a database with today's schema and no rows.
+func fresh(t *testing.T) string {
+	t.Helper()
+	url := pgtest.URL(t)
+	if err := open(t, url).Ready(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	return url
+}
+
 func TestProcessesThatStartAtOnceMigrateOnce(t *testing.T) {
 	url := pgtest.URL(t)
 	var wg sync.WaitGroup
