@@ -5,13 +5,12 @@ import (
 	"time"
 
 	"github.com/cloudevents/sdk-go/v2/event"
-	"go.opentelemetry.io/otel/trace"
 )
 
 // unit is what one request hands over: its events stay together and in order.
 type unit struct {
 	events  []event.Event
-	spans   []trace.Span // one an event, or none when nothing is traced
+	hops    []hop // one an event, or none when nothing is traced
 	results []Result
 
 	// wake gets the units to lead when the unit was chosen as the next leader, nil

@@ -13,21 +13,20 @@ import (
 	"time"
 
 	"github.com/cloudevents/sdk-go/v2/event"
-	"go.opentelemetry.io/otel/trace"
 
 	"github.com/millrace-dev/millrace/shared/events"
 )
 
 // receive is the endpoint of events.
 func (s *Server) receive(w http.ResponseWriter, r *http.Request) {
-	if err := s.deliver(w, r); err != nil {
+	if err := s.handOver(w, r); err != nil {
 		writeError(w, err)
 	}
 }
 
-// deliver takes the events of a request to the handler and answers, or returns the
+// handOver takes the events of a request to the handler and answers, or returns the
 // error to answer with.
-func (s *Server) deliver(w http.ResponseWriter, r *http.Request) error {
+func (s *Server) handOver(w http.ResponseWriter, r *http.Request) error {
 	m, err := modeOf(r.Header)
 	if err != nil {
 		s.metrics.refused(err)
@@ -76,7 +75,7 @@ type delivery struct {
 	messages []events.Message
 	events   []event.Event // one a message; without context if it has no SDK form
 	results  []Result      // one a message
-	spans    []trace.Span  // one a message, or none
+	hops     []hop         // one a message, or none
 	outcomes []outcome     // one a message
 	unit     unit
 
@@ -136,20 +135,17 @@ func (d *delivery) handle() {
 		refused[i] = err
 	}
 	if d.tracer != nil {
-		d.spans = make([]trace.Span, n)
-		for i := range d.messages {
-			d.spans[i] = d.tracer.start(d.header, &d.messages[i])
-		}
+		d.hops = d.tracer.start(d.header, d.messages)
 	}
 	u := &d.unit
-	u.events, u.spans = d.events, d.spans
+	u.events, u.hops = d.events, d.hops
 	if refused != nil {
-		u.events, u.spans = nil, nil
+		u.events, u.hops = nil, nil
 		for i, err := range refused {
 			if err == nil {
 				u.events = append(u.events, d.events[i])
-				if d.spans != nil {
-					u.spans = append(u.spans, d.spans[i])
+				if d.hops != nil {
+					u.hops = append(u.hops, d.hops[i])
 				}
 			}
 		}
@@ -180,24 +176,24 @@ func (d *delivery) handle() {
 // call makes one handler call, or several when the units are more than a batch
 // may hold, and sets the units' results.
 func (s *Server) call(units []*unit) {
-	all, spans := units[0].events, units[0].spans
+	all, hops := units[0].events, units[0].hops
 	if len(units) > 1 {
-		all, spans = nil, nil
+		all, hops = nil, nil
 		for _, u := range units {
 			all = append(all, u.events...)
-			spans = append(spans, u.spans...)
+			hops = append(hops, u.hops...)
 		}
 	}
 	var results []Result
 	if len(all) <= s.cfg.MaxBatch {
-		results = s.contain(all, spans)
+		results = s.contain(all, hops)
 	} else {
 		results = make([]Result, 0, len(all))
 		for from := 0; from < len(all); from += s.cfg.MaxBatch {
 			to := min(from+s.cfg.MaxBatch, len(all))
-			part := spans
-			if spans != nil {
-				part = spans[from:to]
+			part := hops
+			if hops != nil {
+				part = hops[from:to]
 			}
 			results = append(results, s.contain(all[from:to:to], part)...)
 			// The request will be sent again: what comes later must not get ahead of
@@ -232,8 +228,8 @@ var errPanic = errors.New("handler panicked")
 // contain calls the handler, so that an event that makes it panic fails alone:
 // the events of a batch are then handled again one by one, which is safe since
 // handlers are idempotent.
-func (s *Server) contain(batch []event.Event, spans []trace.Span) []Result {
-	results, err := s.invoke(batch, spans)
+func (s *Server) contain(batch []event.Event, hops []hop) []Result {
+	results, err := s.invoke(batch, hops)
 	if err == nil {
 		return results
 	}
@@ -243,11 +239,11 @@ func (s *Server) contain(batch []event.Event, spans []trace.Span) []Result {
 			results[i].Err = err
 			continue
 		}
-		var span []trace.Span
-		if spans != nil {
-			span = spans[i : i+1]
+		var alone []hop
+		if hops != nil {
+			alone = hops[i : i+1]
 		}
-		one, err := s.invoke(batch[i:i+1:i+1], span)
+		one, err := s.invoke(batch[i:i+1:i+1], alone)
 		if err != nil {
 			results[i].Err = err
 			continue
@@ -258,10 +254,10 @@ func (s *Server) contain(batch []event.Event, spans []trace.Span) []Result {
 }
 
 // invoke makes one handler call. Its error is a programming error of the handler.
-func (s *Server) invoke(batch []event.Event, spans []trace.Span) (results []Result, err error) {
+func (s *Server) invoke(batch []event.Event, hops []hop) (results []Result, err error) {
 	ctx, cancel := context.WithTimeout(s.calls, s.cfg.HandlerTimeout)
 	defer cancel()
-	ctx, end := s.tracer.join(ctx, spans)
+	ctx, end := s.tracer.join(ctx, hops)
 	defer end()
 	start := time.Now()
 	defer func() {
@@ -300,23 +296,21 @@ func (d *delivery) reply(i int) (events.Message, error) {
 		err = fmt.Errorf("handler made an invalid reply: %w", err)
 		return events.Message{}, err
 	}
-	stamp(&m, d.span(i), d.header)
+	d.hop(i).stamp(&m, d.header)
 	return m, nil
 }
 
-func (d *delivery) span(i int) trace.Span {
-	if d.spans == nil {
-		return nil
+func (d *delivery) hop(i int) hop {
+	if d.hops == nil {
+		return hop{}
 	}
-	return d.spans[i]
+	return d.hops[i]
 }
 
 // settle notes what became of event i.
 func (d *delivery) settle(i int, err error, o outcome) {
 	d.outcomes[i] = o
-	if d.spans != nil {
-		finish(d.spans[i], err)
-	}
+	d.hop(i).finish(err, o)
 	if err == nil {
 		return
 	}

@@ -30,11 +30,15 @@ type Option func(*options)
 type options struct {
 	ready   []func(context.Context) error
 	routes  []func(*http.ServeMux)
+	open    []func(*http.ServeMux)
+	access  Access
 	quick   []string
 	logger  *slog.Logger
 	meters  metric.MeterProvider
 	traces  trace.TracerProvider
 	metrics http.Handler
+
+	sampling telemetry.Sampling // of traces
 }
 
 // WithReady adds a check to GET /readyz: the function is ready when all of them
@@ -64,7 +68,7 @@ func WithQuickPosts(prefixes ...string) Option {
 // and will shut down. Run makes one when it gets none.
 func WithTelemetry(t *telemetry.Telemetry) Option {
 	return func(o *options) {
-		o.logger, o.meters, o.traces, o.metrics = t.Logger, t.Meters, t.Traces, t.MetricsHandler()
+		o.logger, o.meters, o.traces, o.sampling, o.metrics = t.Logger, t.Meters, t.Traces, t.Sampling, t.MetricsHandler()
 	}
 }
 
@@ -75,6 +79,7 @@ type Server struct {
 	options
 	mux       *http.ServeMux
 	coalescer *coalescer
+	deliver   http.HandlerFunc // what is posted to "/"
 	metrics   *instruments
 	tracer    *tracer
 	failures  failureLog
@@ -104,20 +109,39 @@ func New(cfg Config, h Handler, opts ...Option) (*Server, error) {
 	if s.metrics, err = newInstruments(s.meters); err != nil {
 		return nil, err
 	}
-	s.tracer = newTracer(s.traces, cfg.Name)
+	s.tracer = newTracer(s.traces, s.sampling, cfg.Name)
 	s.failures.logger = s.logger
 	s.calls, s.abort = context.WithCancel(context.Background())
 	s.coalescer = &coalescer{call: s.call, limit: cfg.Concurrency, maxBatch: cfg.MaxBatch, maxQueue: cfg.MaxQueue}
 
-	s.mux.HandleFunc("POST /{$}", s.receive)
+	s.deliver = s.receive
+	if s.access.Only {
+		s.deliver = s.noEvents
+	}
+	guard, err := newGuard(s.access, cfg.Name, s.meters)
+	if err != nil {
+		return nil, fmt.Errorf("configuring the function: %w", err)
+	}
+	s.mux.HandleFunc("POST /{$}", s.deliver)
 	s.mux.HandleFunc("GET /{$}", s.describe)
 	s.mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok\n") })
 	s.mux.HandleFunc("GET /readyz", s.readyz)
-	if s.options.metrics != nil {
+	if s.options.metrics != nil && guard != nil {
+		s.mux.Handle("GET /metrics", guard.fromOutside(s.options.metrics))
+	} else if s.options.metrics != nil {
 		s.mux.Handle("GET /metrics", s.options.metrics)
 	}
-	for _, add := range s.routes {
+	for _, add := range s.open {
 		add(s.mux)
+	}
+	routes := s.mux
+	if guard != nil {
+		// All that has no route above passes the guard, whatever its path looks like.
+		routes = http.NewServeMux()
+		s.mux.Handle("/", guard.wrap(routes))
+	}
+	for _, add := range s.routes {
+		add(routes)
 	}
 	return s, nil
 }
@@ -234,13 +258,17 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 // plain serves the requests that do not pass net/http.
 func (s *Server) plain(w http.ResponseWriter, r *http.Request) {
 	if r.URL.Path == "/" {
-		s.receive(w, r)
+		s.deliver(w, r)
 		return
 	}
 	s.mux.ServeHTTP(w, r)
 }
 
 func (s *Server) describe(w http.ResponseWriter, _ *http.Request) {
+	if s.access.Only {
+		_, _ = fmt.Fprintf(w, "%s %s: takes no events; see /healthz, /readyz\n", s.cfg.Name, telemetry.BuildVersion())
+		return
+	}
 	_, _ = fmt.Fprintf(w, "%s %s: POST CloudEvents here (binary, structured or batch); see /healthz, /readyz, /metrics\n",
 		s.cfg.Name, telemetry.BuildVersion())
 }

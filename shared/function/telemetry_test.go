@@ -17,6 +17,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/millrace-dev/millrace/shared/events"
+	"github.com/millrace-dev/millrace/shared/telemetry"
 )
 
 const (
@@ -29,7 +30,7 @@ const (
 func recorded() (Option, *tracetest.SpanRecorder) {
 	recorder := tracetest.NewSpanRecorder()
 	provider := sdktrace.NewTracerProvider(sdktrace.WithSpanProcessor(recorder))
-	return func(o *options) { o.traces = provider }, recorder
+	return func(o *options) { o.traces, o.sampling = provider, telemetry.Sampling{Ratio: 1} }, recorder
 }
 
 func TestSpanContinuesTheEventsTrace(t *testing.T) {
@@ -97,7 +98,7 @@ func TestOneSpanAnEventOfABatch(t *testing.T) {
 	status := map[string]string{}
 	links := 0
 	for _, span := range recorder.Ended() {
-		if span.Name() == "test batch" {
+		if span.Name() == "process test batch" {
 			links = len(span.Links())
 			continue
 		}
@@ -115,6 +116,77 @@ func TestOneSpanAnEventOfABatch(t *testing.T) {
 	}
 	if got := replies[0].Get("traceparent"); got[3:35] != originID {
 		t.Errorf("the reply carries %s", got)
+	}
+}
+
+// What a function decides about a trace that begins with it, all after it keep to.
+func TestSamplingIsDecidedOnce(t *testing.T) {
+	const unsampled = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00"
+	for _, tt := range []struct {
+		name     string
+		sampling telemetry.Sampling
+		parent   string
+		recorded bool
+	}{
+		{"a root of a ratio of none", telemetry.Sampling{}, "", false},
+		{"a root of a ratio of all", telemetry.Sampling{Ratio: 1}, "", true},
+		{"a sampled parent", telemetry.Sampling{}, originTrace, true},
+		{"a parent that is not", telemetry.Sampling{Ratio: 1}, unsampled, false},
+		{"a parent that is not, left to the SDK", telemetry.Sampling{Ratio: 1, BySDK: true}, unsampled, true},
+	} {
+		for _, where := range []string{"extension", "header"} {
+			t.Run(tt.name+" in the "+where, func(t *testing.T) {
+				traced, recorder := recorded()
+				s := newServer(t, Config{}, echo, traced, func(o *options) {
+					o.sampling = tt.sampling
+					if tt.sampling.BySDK {
+						o.traces = sdktrace.NewTracerProvider(sdktrace.WithSpanProcessor(recorder), sdktrace.WithSampler(sdktrace.AlwaysSample()))
+					}
+				})
+				m := message("1")
+				if where == "extension" {
+					m.Set("traceparent", tt.parent)
+				}
+				request := binaryRequest(m)
+				if where == "header" && tt.parent != "" {
+					request.Header.Set("traceparent", tt.parent)
+				}
+				got := do(s, request).Header.Get("Ce-Traceparent")
+				if n := len(recorder.Ended()); n > 0 != tt.recorded {
+					t.Errorf("%d spans", n)
+				}
+				sampled, known := flag(got)
+				if !known || sampled != tt.recorded {
+					t.Errorf("the reply carries %q", got)
+				}
+				if tt.parent != "" && got[3:35] != originID {
+					t.Errorf("the reply is of another trace: %q", got)
+				}
+				if !tt.recorded && tt.parent != "" && got != tt.parent {
+					t.Errorf("the reply carries %q, though no span was made", got)
+				}
+			})
+		}
+	}
+}
+
+func TestFlagOfTraceContexts(t *testing.T) {
+	for parent, want := range map[string][2]bool{
+		originTrace:             {true, true},
+		originTrace[:54] + "0":  {false, true},
+		originTrace[:53] + "ff": {true, true},
+		originTrace[:53] + "fe": {false, true},
+		originTrace[:54]:        {},
+		"":                      {},
+		"nonsense":              {},
+		"00-00000000000000000000000000000000-b7ad6b7169203331-01": {},
+		"00-0af7651916cd43dd8448eb211c80319c-0000000000000000-01": {},
+		"00-0AF7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01": {},
+		string(appendUnsampled(nil)):                              {false, true},
+	} {
+		if sampled, known := flag(parent); sampled != want[0] || known != want[1] {
+			t.Errorf("%q: sampled %t, known %t", parent, sampled, known)
+		}
 	}
 }
 

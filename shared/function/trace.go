@@ -2,6 +2,7 @@ package function
 
 import (
 	"context"
+	"math/rand/v2"
 	"net/http"
 
 	"go.opentelemetry.io/otel/attribute"
@@ -10,6 +11,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/millrace-dev/millrace/shared/events"
+	"github.com/millrace-dev/millrace/shared/telemetry"
 )
 
 const (
@@ -17,18 +19,31 @@ const (
 	traceState  = "tracestate"
 )
 
-// tracer makes one span an event. Without a provider (no collector is configured)
-// it is nil, and the trace context of an event only passes through.
+// tracer makes one span of each event that is sampled. Without a provider (no
+// collector is configured) it is nil, and the trace context of an event only passes
+// through.
 type tracer struct {
 	trace.Tracer
-	function string
+	sampling telemetry.Sampling
+	name     string // of spans
+	// fixed are the attributes that all spans have, by the semantic conventions of
+	// messaging: what is received is from a broker, over HTTP.
+	fixed []attribute.KeyValue
 }
 
-func newTracer(p trace.TracerProvider, function string) *tracer {
+func newTracer(p trace.TracerProvider, sampling telemetry.Sampling, function string) *tracer {
 	if p == nil {
 		return nil
 	}
-	return &tracer{p.Tracer("github.com/millrace-dev/millrace/shared/function"), function}
+	return &tracer{
+		p.Tracer("github.com/millrace-dev/millrace/shared/function"), sampling, "process " + function,
+		[]attribute.KeyValue{
+			attribute.String("messaging.system", "knative"),
+			attribute.String("messaging.operation.name", "process"),
+			attribute.String("messaging.operation.type", "process"),
+			attribute.String("messaging.destination.name", function),
+		},
+	}
 }
 
 var w3c propagation.TraceContext
@@ -40,69 +55,164 @@ func (c carrier) Get(key string) string { return c.m.Get(key) }
 func (c carrier) Set(key, value string) { c.m.Set(key, value) }
 func (c carrier) Keys() []string        { return []string{traceParent, traceState} }
 
-// start starts the event's span. Its parent is the event's own trace context,
-// which tells where the event came from; the request's, which tells who carried it,
-// is linked. Without the former the latter is the parent.
-func (t *tracer) start(h http.Header, m *events.Message) trace.Span {
+// hop is an event's way through this function.
+type hop struct {
+	span trace.Span // nil when it is not recorded
+	// parent is what its reply gets, when nobody has decided about its trace before and
+	// it is not recorded here: the functions after this one must not decide again.
+	parent string
+}
+
+// start starts the hops of a request's events. The parent of an event's span is the
+// event's own trace context, which tells where the event came from; the request's,
+// which tells who carried it, is linked. Without the former the latter is the parent.
+// A parent that is not sampled costs a look at its flags, and no parent a random
+// number: at thousands of events a second nearly all are one or the other.
+func (t *tracer) start(h http.Header, ms []events.Message) []hop {
+	hops := make([]hop, len(ms))
+	header := h.Get(traceParent)
+	var undecided []byte // trace contexts of the events that are not recorded
+	for i := range ms {
+		if !t.sampling.BySDK {
+			sampled, known := flag(ms[i].Get(traceParent))
+			if !known {
+				sampled, known = flag(header)
+			}
+			if !known {
+				if sampled = rand.Float64() < t.sampling.Ratio; !sampled { //nolint:gosec // not a secret
+					if undecided == nil {
+						undecided = make([]byte, 0, contextLen*(len(ms)-i))
+					}
+					undecided = appendUnsampled(undecided)
+					hops[i].parent = string(undecided[len(undecided)-contextLen:])
+				}
+			}
+			if !sampled {
+				continue
+			}
+		}
+		hops[i].span = t.span(h, &ms[i])
+	}
+	return hops
+}
+
+func (t *tracer) span(h http.Header, m *events.Message) trace.Span {
 	carried := trace.SpanContextFromContext(w3c.Extract(context.Background(), propagation.HeaderCarrier(h)))
 	parent := trace.SpanContextFromContext(w3c.Extract(context.Background(), carrier{m}))
-	options := []trace.SpanStartOption{
-		trace.WithSpanKind(trace.SpanKindConsumer),
-		trace.WithAttributes(
-			attribute.String("cloudevents.event_id", m.Get("id")),
-			attribute.String("cloudevents.event_source", m.Get("source")),
-			attribute.String("cloudevents.event_type", m.Get("type")),
-		),
+	id := m.Get("id")
+	attributes := append(t.fixed[:len(t.fixed):len(t.fixed)],
+		attribute.String("messaging.message.id", id),
+		attribute.String("cloudevents.event_id", id),
+		attribute.String("cloudevents.event_source", m.Get("source")),
+		attribute.String("cloudevents.event_spec_version", m.Get("specversion")),
+		attribute.String("cloudevents.event_type", m.Get("type")),
+	)
+	if subject := m.Get("subject"); subject != "" {
+		attributes = append(attributes, attribute.String("cloudevents.event_subject", subject))
 	}
+	options := []trace.SpanStartOption{trace.WithSpanKind(trace.SpanKindConsumer), trace.WithAttributes(attributes...)}
 	switch {
 	case !parent.IsValid():
 		parent = carried
 	case carried.IsValid() && carried.SpanID() != parent.SpanID():
 		options = append(options, trace.WithLinks(trace.Link{SpanContext: carried}))
 	}
-	_, span := t.Start(trace.ContextWithRemoteSpanContext(context.Background(), parent), t.function, options...)
+	_, span := t.Start(trace.ContextWithRemoteSpanContext(context.Background(), parent), t.name, options...)
 	return span
+}
+
+// contextLen is the length of a traceparent of version 00:
+//
+//	00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01
+const contextLen = 55
+
+// flag tells whether the span of a traceparent is sampled, and whether it has one that
+// its trace can be known by. The SDK's propagator judges the rest when it is.
+func flag(parent string) (sampled, known bool) {
+	if len(parent) < contextLen || parent[2] != '-' || parent[35] != '-' || parent[52] != '-' ||
+		parent[3:35] == "00000000000000000000000000000000" || parent[36:52] == "0000000000000000" {
+		return false, false
+	}
+	for i := range contextLen {
+		c := parent[i]
+		if c != '-' && (c < '0' || c > '9') && (c < 'a' || c > 'f') {
+			return false, false
+		}
+	}
+	digit := parent[54]
+	if digit >= 'a' {
+		digit -= 'a' - 10
+	}
+	return digit&1 == 1, true
+}
+
+// appendUnsampled appends the traceparent of a trace that is not recorded.
+func appendUnsampled(b []byte) []byte {
+	b = append(b, "00-"...)
+	b = appendHex(appendHex(b, rand.Uint64()|1), rand.Uint64()) //nolint:gosec // an id, not a secret; all zeros are invalid
+	b = append(b, '-')
+	b = appendHex(b, rand.Uint64()|1) //nolint:gosec // the same
+	return append(b, "-00"...)
+}
+
+func appendHex(b []byte, n uint64) []byte {
+	const digits = "0123456789abcdef"
+	for shift := 60; shift >= 0; shift -= 4 {
+		b = append(b, digits[n>>shift&15])
+	}
+	return b
 }
 
 // join gives a handler call its context: the span of its only event, or a span of
 // the call's own that is linked with those of all its events. end ends the latter.
-func (t *tracer) join(ctx context.Context, spans []trace.Span) (_ context.Context, end func()) {
+func (t *tracer) join(ctx context.Context, hops []hop) (_ context.Context, end func()) {
 	switch {
-	case t == nil || len(spans) == 0:
+	case t == nil || len(hops) == 0 || len(hops) == 1 && hops[0].span == nil:
 		return ctx, func() {}
-	case len(spans) == 1:
-		return trace.ContextWithSpan(ctx, spans[0]), func() {}
+	case len(hops) == 1:
+		return trace.ContextWithSpan(ctx, hops[0].span), func() {}
 	}
 	var links []trace.Link
-	for _, s := range spans {
-		if s.IsRecording() {
-			links = append(links, trace.Link{SpanContext: s.SpanContext()})
+	for _, h := range hops {
+		if h.span != nil && h.span.IsRecording() {
+			links = append(links, trace.Link{SpanContext: h.span.SpanContext()})
 		}
 	}
 	if len(links) == 0 {
 		return ctx, func() {}
 	}
-	ctx, span := t.Start(ctx, t.function+" batch", trace.WithNewRoot(), trace.WithLinks(links...))
+	ctx, span := t.Start(ctx, t.name+" batch", trace.WithNewRoot(), trace.WithSpanKind(trace.SpanKindConsumer),
+		trace.WithLinks(links...), trace.WithAttributes(t.fixed...),
+		trace.WithAttributes(attribute.Int("messaging.batch.message_count", len(hops))))
 	return ctx, func() { span.End() }
 }
 
-// finish ends the event's span and tells whether it failed.
-func finish(span trace.Span, err error) {
-	if err != nil {
-		span.SetStatus(codes.Error, errorLine(err))
-	}
-	span.End()
-}
-
-// stamp puts the trace context on a reply: the span's, or, when this process makes
-// no spans, the one that came with the request unless the reply has it already.
-func stamp(reply *events.Message, span trace.Span, h http.Header) {
-	if span != nil {
-		w3c.Inject(trace.ContextWithSpan(context.Background(), span), carrier{reply})
+// finish ends the event's span and tells whether it failed, and how.
+func (h hop) finish(err error, o outcome) {
+	if h.span == nil {
 		return
 	}
-	if parent := h.Get(traceParent); parent != "" && reply.Get(traceParent) == "" {
-		reply.Set(traceParent, parent)
-		reply.Set(traceState, h.Get(traceState))
+	if err != nil {
+		h.span.SetStatus(codes.Error, errorLine(err))
+		h.span.SetAttributes(attribute.String("error.type", outcomeNames[o]))
+	}
+	h.span.End()
+}
+
+// stamp puts the trace context on a reply: the span's, or that of the trace that is not
+// recorded, or, when it was decided before, the one that came with the request unless
+// the reply has it already.
+func (h hop) stamp(reply *events.Message, header http.Header) {
+	switch {
+	case h.span != nil:
+		w3c.Inject(trace.ContextWithSpan(context.Background(), h.span), carrier{reply})
+	case h.parent != "":
+		reply.Set(traceParent, h.parent)
+		reply.Set(traceState, "")
+	default:
+		if parent := header.Get(traceParent); parent != "" && reply.Get(traceParent) == "" {
+			reply.Set(traceParent, parent)
+			reply.Set(traceState, header.Get(traceState))
+		}
 	}
 }

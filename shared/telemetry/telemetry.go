@@ -8,6 +8,9 @@
 // function has one port and no ConfigMap. This package defines no application metric;
 // packages make theirs from otel.Meter. Without OTEL_EXPORTER_OTLP_ENDPOINT nothing
 // is sent anywhere and spans are not recorded at all.
+//
+// With a collector every event that its sender traces is traced, and one in a hundred
+// of those that nobody decided about: see Sampling.
 package telemetry
 
 import (
@@ -18,6 +21,7 @@ import (
 	"net/http"
 	"os"
 	"runtime/debug"
+	"strconv"
 	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -31,6 +35,7 @@ import (
 	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracehttp"
 	promexporter "go.opentelemetry.io/otel/exporters/prometheus"
 	"go.opentelemetry.io/otel/metric"
+	"go.opentelemetry.io/otel/metric/noop"
 	"go.opentelemetry.io/otel/propagation"
 	sdklog "go.opentelemetry.io/otel/sdk/log"
 	sdkmetric "go.opentelemetry.io/otel/sdk/metric"
@@ -66,6 +71,8 @@ type Telemetry struct {
 	Meters metric.MeterProvider
 	// Traces is nil when no collector is configured.
 	Traces trace.TracerProvider
+	// Sampling says which events Traces gets to see.
+	Sampling Sampling
 
 	registry *prometheus.Registry
 	shutdown []func(context.Context) error
@@ -74,9 +81,10 @@ type Telemetry struct {
 // Setup makes the telemetry of the service and installs it as the process-wide
 // default of slog and OpenTelemetry.
 //
-// It reads LOG_LEVEL (debug, info, warn or error; info by default) and, through the
-// exporters, OpenTelemetry's OTEL_* variables. A collector that cannot be reached is
-// no error; what cannot be sent is dropped.
+// It reads LOG_LEVEL (debug, info, warn or error; info by default), OTEL_SDK_DISABLED
+// (true leaves nothing but the logs on standard error), OTEL_TRACES_SAMPLER and, through
+// the exporters, OpenTelemetry's other OTEL_* variables. A collector that cannot be
+// reached is no error; what cannot be sent is dropped.
 func Setup(ctx context.Context, service string) (*Telemetry, error) {
 	level, err := logLevel()
 	if err != nil {
@@ -85,6 +93,12 @@ func Setup(ctx context.Context, service string) (*Telemetry, error) {
 	local := slog.Handler(slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{Level: level}).WithAttrs([]slog.Attr{slog.String("service", service)}))
 	handler := local
 	t := &Telemetry{registry: prometheus.NewRegistry()}
+	if disabled() {
+		t.Logger, t.Meters = slog.New(local), noop.NewMeterProvider()
+		otel.SetMeterProvider(t.Meters)
+		slog.SetDefault(t.Logger)
+		return t, nil
+	}
 	t.registry.MustRegister(
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 		collectors.NewGoCollector(collectors.WithGoCollectorRuntimeMetrics()),
@@ -112,7 +126,14 @@ func Setup(ctx context.Context, service string) (*Telemetry, error) {
 		if err != nil {
 			return nil, fmt.Errorf("making the OTLP trace exporter: %w", err)
 		}
-		traces := sdktrace.NewTracerProvider(sdktrace.WithResource(res), sdktrace.WithBatcher(spans))
+		options := []sdktrace.TracerProviderOption{sdktrace.WithResource(res), sdktrace.WithBatcher(spans)}
+		if t.Sampling, err = sampling(); err != nil {
+			return nil, err
+		}
+		if !t.Sampling.BySDK {
+			options = append(options, sdktrace.WithSampler(sdktrace.ParentBased(sdktrace.AlwaysSample())))
+		}
+		traces := sdktrace.NewTracerProvider(options...)
 		t.Traces = traces
 		t.shutdown = append(t.shutdown, traces.Shutdown)
 		otel.SetTracerProvider(traces)
@@ -158,6 +179,49 @@ func (t *Telemetry) Shutdown(ctx context.Context) error {
 	}
 	return nil
 }
+
+// Sampling is how spans are chosen that are recorded. What has a parent goes by its
+// parent: a trace is there from its first span to its last or not at all.
+type Sampling struct {
+	// Ratio is the share of the traces that begin here which are recorded, 0 to 1.
+	Ratio float64
+	// BySDK leaves every decision to the SDK's sampler: OTEL_TRACES_SAMPLER asks for
+	// one that is not parent-based. It costs a span for each event that is looked at.
+	BySDK bool
+}
+
+// defaultRatio keeps traces below a few percent of what handling an event costs: a
+// recorded span costs about as much as the event.
+const defaultRatio = 0.01
+
+// sampling reads OTEL_TRACES_SAMPLER and OTEL_TRACES_SAMPLER_ARG. Unlike the SDK it
+// refuses what it does not understand.
+func sampling() (Sampling, error) {
+	name, arg := os.Getenv("OTEL_TRACES_SAMPLER"), strings.TrimSpace(os.Getenv("OTEL_TRACES_SAMPLER_ARG"))
+	ratio := 1.0
+	if arg != "" && strings.HasSuffix(name, "traceidratio") {
+		var err error
+		if ratio, err = strconv.ParseFloat(arg, 64); err != nil || !(ratio >= 0 && ratio <= 1) {
+			return Sampling{}, fmt.Errorf("OTEL_TRACES_SAMPLER_ARG=%q: must be a number from 0 to 1", arg)
+		}
+	}
+	switch name {
+	case "":
+		return Sampling{Ratio: defaultRatio}, nil
+	case "parentbased_traceidratio":
+		return Sampling{Ratio: ratio}, nil
+	case "parentbased_always_on":
+		return Sampling{Ratio: 1}, nil
+	case "parentbased_always_off":
+		return Sampling{}, nil
+	case "always_on", "always_off", "traceidratio":
+		return Sampling{Ratio: ratio, BySDK: true}, nil
+	}
+	return Sampling{}, fmt.Errorf("OTEL_TRACES_SAMPLER=%q: must be always_on, always_off, traceidratio or one of them after parentbased_", name)
+}
+
+// disabled tells whether OpenTelemetry is to be left out, as its specification says.
+func disabled() bool { return strings.EqualFold(os.Getenv("OTEL_SDK_DISABLED"), "true") }
 
 // collector tells whether an OTLP endpoint is configured.
 func collector() bool { return os.Getenv("OTEL_EXPORTER_OTLP_ENDPOINT") != "" }

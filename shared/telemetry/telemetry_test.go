@@ -127,3 +127,55 @@ func shutdown(t *testing.T, set *Telemetry) {
 		t.Error(err)
 	}
 }
+
+func TestSampling(t *testing.T) {
+	for _, tt := range []struct {
+		name, arg string
+		want      Sampling
+		err       string
+	}{
+		{want: Sampling{Ratio: defaultRatio}},
+		{name: "parentbased_traceidratio", arg: "0.25", want: Sampling{Ratio: 0.25}},
+		{name: "parentbased_traceidratio", want: Sampling{Ratio: 1}},
+		{name: "parentbased_always_on", arg: "0.25", want: Sampling{Ratio: 1}},
+		{name: "parentbased_always_off"},
+		{name: "always_on", want: Sampling{Ratio: 1, BySDK: true}},
+		{name: "traceidratio", arg: "0.5", want: Sampling{Ratio: 0.5, BySDK: true}},
+		{name: "parentbased_traceidratio", arg: "5", err: `OTEL_TRACES_SAMPLER_ARG="5": must be a number from 0 to 1`},
+		{name: "traceidratio", arg: "NaN", err: `OTEL_TRACES_SAMPLER_ARG="NaN": must be a number from 0 to 1`},
+		{name: "sometimes", err: `OTEL_TRACES_SAMPLER="sometimes": must be always_on, always_off, traceidratio or one of them after parentbased_`},
+	} {
+		t.Setenv("OTEL_TRACES_SAMPLER", tt.name)
+		t.Setenv("OTEL_TRACES_SAMPLER_ARG", tt.arg)
+		got, err := sampling()
+		if tt.err != "" {
+			if err == nil || err.Error() != tt.err {
+				t.Errorf("%s %s: error %v", tt.name, tt.arg, err)
+			}
+			continue
+		}
+		if err != nil || got != tt.want {
+			t.Errorf("%s %s: %+v, %v", tt.name, tt.arg, got, err)
+		}
+	}
+}
+
+func TestDisabledLeavesLogsOnly(t *testing.T) {
+	t.Setenv("OTEL_SDK_DISABLED", "true")
+	t.Setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
+	set, err := Setup(t.Context(), "svc")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer shutdown(t, set) // nothing is sent, so nothing fails
+	counter, err := otel.Meter("test").Int64Counter("things.done")
+	if err != nil {
+		t.Fatal(err)
+	}
+	counter.Add(t.Context(), 1)
+	w := httptest.NewRecorder()
+	set.MetricsHandler().ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/metrics", nil))
+	if set.Traces != nil || w.Code != http.StatusOK || w.Body.Len() > 0 {
+		t.Errorf("traces %v, metrics %d %q", set.Traces, w.Code, w.Body)
+	}
+}
