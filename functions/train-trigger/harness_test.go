@@ -228,7 +228,7 @@ func newWorld(t *testing.T) *world {
 	w.policy = &policy{
 		Rows: &rowsPolicy{Query: "SELECT count(*) FROM rows WHERE at > $1", First: 10, More: 100, OnGold: true}, Drift: true,
 		Cooldown: 10 * time.Minute, DriftCooldown: time.Minute, Deadline: 30 * time.Minute, Retry: time.Minute,
-		Request: map[string]any{"trials": 3}, DriftRequest: map[string]any{"max_rows": 5}, Gate: gate{Gain: "gain", Baseline: "baseline"},
+		Request: map[string]any{"trials": 3}, DriftRequest: map[string]any{"max_rows": 5}, SinceDrift: true, Gate: gate{Gain: "gain", Baseline: "baseline"},
 	}
 	// Without its schema no table of the tests is found; see warehouse.Config.Open.
 	w.policy.Rows.Query = "SELECT count(*) FROM public.rows WHERE at > $1"
@@ -298,8 +298,11 @@ func (w *world) tickAt(after time.Duration) {
 }
 
 func (w *world) driftEvent() event.Event {
-	return w.event(events.DriftDetected, "/millrace/drift", shop, map[string]any{"model": shop})
+	return w.event(events.DriftDetected, "/millrace/drift", shop, map[string]any{"model": shop, "window_start": driftFrom})
 }
+
+// driftFrom is when the windows of all drift events began.
+const driftFrom = "2026-01-02T02:00:00Z"
 
 // ended is the trainer's answer to the last request.
 func (w *world) ended(version string, gain float64, serving string) event.Event {

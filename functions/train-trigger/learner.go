@@ -82,7 +82,7 @@ func (l *learner) handle(ctx context.Context, e *event.Event) error {
 	case events.GoldChecked:
 		return errors.Join(l.gold(ctx, by), l.send(ctx))
 	case events.DriftDetected:
-		return errors.Join(l.drift(ctx, e.Subject(), by), l.send(ctx))
+		return errors.Join(l.drift(ctx, e, by), l.send(ctx))
 	case events.TrainingCompleted:
 		return errors.Join(l.completed(ctx, e), l.send(ctx))
 	case events.TrainingFailed:
@@ -157,11 +157,12 @@ func (l *learner) locked(ctx context.Context, name string, f func(tx pgx.Tx) err
 func remember(ctx context.Context, tx pgx.Tx, name string) (memory, error) {
 	var m memory
 	var trained, requested, ended *time.Time
+	var since *time.Time
 	var wanted, source, id *string
-	err := tx.QueryRow(ctx, `SELECT m.trained_until, m.wanted_for, m.wanted_source, m.wanted_id, m.failures, r.requested_at, r.ended_at,
+	err := tx.QueryRow(ctx, `SELECT m.trained_until, m.wanted_for, m.wanted_source, m.wanted_id, m.wanted_since, m.failures, r.requested_at, r.ended_at,
 			coalesce(r.state IN ('requested', 'completed'), false)
 		FROM learning.models m LEFT JOIN LATERAL (SELECT * FROM learning.runs r WHERE r.model = m.model ORDER BY run_id DESC LIMIT 1) r ON true
-		WHERE m.model = $1`, name).Scan(&trained, &wanted, &source, &id, &m.Failures, &requested, &ended, &m.Open)
+		WHERE m.model = $1`, name).Scan(&trained, &wanted, &source, &id, &since, &m.Failures, &requested, &ended, &m.Open)
 	if err != nil {
 		return m, fmt.Errorf("reading what is known of it: %w", err)
 	}
@@ -174,7 +175,10 @@ func remember(ctx context.Context, tx pgx.Tx, name string) (memory, error) {
 		}
 	}
 	if wanted != nil && source != nil && id != nil {
-		m.Wanted = &want{*wanted, *source, *id}
+		m.Wanted = &want{For: *wanted, Source: *source, ID: *id}
+		if since != nil {
+			m.Wanted.Since = *since
+		}
 	}
 	return m, nil
 }
@@ -197,12 +201,34 @@ func (l *learner) look(ctx context.Context, name string, by cause) error {
 			slog.InfoContext(ctx, "a run is due, and waits for the registry", "model", name, "for", what, "error", err)
 			return nil
 		}
+		var more map[string]any
 		if m.Wanted != nil && m.Wanted.For == what || what == forRetry {
 			by = cause{m.Wanted.Source, m.Wanted.ID}
+			if more, err = l.wishes(ctx, tx, p, m.Wanted); err != nil {
+				return err
+			}
 		}
-		_, err = l.request(ctx, tx, name, what, why, by, nil)
+		_, err = l.request(ctx, tx, name, what, why, by, more)
 		return err
 	})
+}
+
+// wishes are what a wanted run has to be asked for besides the policy's: after drift, the
+// rows since its window began; after a run that could not do its work, what that one was
+// asked for.
+func (l *learner) wishes(ctx context.Context, tx pgx.Tx, p *policy, w *want) (map[string]any, error) {
+	more := map[string]any{}
+	switch {
+	case w.For == forDrift && p.SinceDrift && !w.Since.IsZero():
+		more["since"] = w.Since.UTC().Format(time.RFC3339Nano)
+	case w.For == forRetry:
+		err := tx.QueryRow(ctx, `SELECT coalesce((SELECT event->'data' FROM learning.decisions WHERE decision = 'train' AND event->>'id' = $1), '{}')`, w.ID).Scan(&more)
+		if err != nil {
+			return nil, fmt.Errorf("reading what the run before was asked for: %w", err)
+		}
+		delete(more, "reason")
+	}
+	return more, nil
 }
 
 // answers tells whether the registry does, whatever it knows of the model.
@@ -256,7 +282,7 @@ func (l *learner) request(ctx context.Context, tx pgx.Tx, name, what, why string
 	if err != nil {
 		return false, fmt.Errorf("noting a run: %w", err)
 	}
-	if _, err := tx.Exec(ctx, `UPDATE learning.models SET wanted_for = NULL, wanted_source = NULL, wanted_id = NULL, wanted_at = NULL WHERE model = $1`, name); err != nil {
+	if _, err := tx.Exec(ctx, `UPDATE learning.models SET wanted_for = NULL, wanted_source = NULL, wanted_id = NULL, wanted_at = NULL, wanted_since = NULL WHERE model = $1`, name); err != nil {
 		return false, fmt.Errorf("noting a run: %w", err)
 	}
 	return true, l.decide(ctx, tx, decision{
@@ -265,10 +291,11 @@ func (l *learner) request(ctx context.Context, tx pgx.Tx, name, what, why string
 	})
 }
 
-// want notes that a run is wanted; look asks for it when it may.
-func (l *learner) want(ctx context.Context, tx pgx.Tx, name, what string, by cause) error {
-	_, err := tx.Exec(ctx, `UPDATE learning.models SET wanted_for = $2, wanted_source = $3, wanted_id = $4, wanted_at = $5 WHERE model = $1 AND wanted_for IS NULL`,
-		name, what, by.source, by.id, l.now())
+// want notes that a run is wanted, if since is not nil of rows from then on; look asks for
+// it when it may.
+func (l *learner) want(ctx context.Context, tx pgx.Tx, name, what string, by cause, since *time.Time) error {
+	_, err := tx.Exec(ctx, `UPDATE learning.models SET wanted_for = $2, wanted_source = $3, wanted_id = $4, wanted_at = $5, wanted_since = $6
+		WHERE model = $1 AND wanted_for IS NULL`, name, what, by.source, by.id, l.now(), since)
 	if err != nil {
 		return fmt.Errorf("noting that a run is wanted: %w", err)
 	}
@@ -276,10 +303,17 @@ func (l *learner) want(ctx context.Context, tx pgx.Tx, name, what string, by cau
 }
 
 // drift asks for a run, now or when the cool-down allows.
-func (l *learner) drift(ctx context.Context, name string, by cause) error {
+func (l *learner) drift(ctx context.Context, e *event.Event, by cause) error {
+	name := e.Subject()
 	p := l.policies[name]
 	if p == nil {
 		return invalid("there is no policy for model %q", name)
+	}
+	var r struct {
+		From *time.Time `json:"window_start"`
+	}
+	if err := answer(e, &r); err != nil {
+		return err
 	}
 	if !p.Drift {
 		return nil
@@ -288,7 +322,7 @@ func (l *learner) drift(ctx context.Context, name string, by cause) error {
 		if was, err := l.followed(ctx, tx, name, "train", by); err != nil || was {
 			return err
 		}
-		return l.want(ctx, tx, name, forDrift, by)
+		return l.want(ctx, tx, name, forDrift, by, r.From)
 	})
 	if err != nil {
 		return err
@@ -296,7 +330,7 @@ func (l *learner) drift(ctx context.Context, name string, by cause) error {
 	return l.look(ctx, name, by)
 }
 
-// answer reads what the trainer says of a run.
+// answer reads the data of an event.
 func answer(e *event.Event, to any) error {
 	if err := json.Unmarshal(e.Data(), to); err != nil {
 		return invalid("the data of %s cannot be read: %v", e.Type(), err)
@@ -378,7 +412,7 @@ func (l *learner) fail(ctx context.Context, tx pgx.Tx, name string, run trainRun
 	if !again {
 		return nil
 	}
-	return l.want(ctx, tx, name, forRetry, cause{l.source(), run.request})
+	return l.want(ctx, tx, name, forRetry, cause{l.source(), run.request}, nil)
 }
 
 // trainRun is a row of learning.runs.

@@ -37,7 +37,7 @@ func TestLifeOfAModel(t *testing.T) {
 	w.must(w.event(events.GoldChecked, "/millrace/etl-step", "key", map[string]any{}))
 	w.want("enough rows", []string{"train"}, []string{"training.requested"}, "")
 	m, data := w.broker.last(t, events.TrainingRequested)
-	if m.Get("subject") != shop || data["model"] != shop || data["trials"] != 3.0 || data["max_rows"] != nil || data["reason"] != "rows: 10 new rows, of which 10 are enough" {
+	if m.Get("subject") != shop || data["model"] != shop || data["trials"] != 3.0 || data["max_rows"] != nil || data["since"] != nil || data["reason"] != "rows: 10 new rows, of which 10 are enough" {
 		t.Errorf("asked for %v", data)
 	}
 	w.rows(1000)
@@ -58,7 +58,7 @@ func TestLifeOfAModel(t *testing.T) {
 
 	w.must(w.driftEvent())
 	w.tickAt(time.Minute) // drift has a rest of its own
-	if _, data := w.broker.last(t, events.TrainingRequested); data["reason"] != "drift: drift was detected" || data["trials"] != 3.0 || data["max_rows"] != 5.0 {
+	if _, data := w.broker.last(t, events.TrainingRequested); data["reason"] != "drift: drift was detected" || data["trials"] != 3.0 || data["max_rows"] != 5.0 || data["since"] != driftFrom {
 		t.Errorf("asked for %v", data)
 	}
 	w.must(w.ended(w.aliases.add(corrupt), 0.1, "1"))
@@ -281,7 +281,8 @@ func TestRunThatFails(t *testing.T) {
 	w.want("before it may be tried again", []string{"train"}, []string{"training.requested"}, "")
 	w.tickAt(time.Second)
 	w.want("the next try", []string{"train", "train"}, []string{"training.requested", "training.requested"}, "")
-	if _, data := w.broker.last(t, events.TrainingRequested); data["reason"] != "retry: the run before could not do its work" {
+	if _, data := w.broker.last(t, events.TrainingRequested); data["reason"] != "retry: the run before could not do its work" ||
+		data["since"] != driftFrom || data["max_rows"] != 5.0 {
 		t.Errorf("asked for %v", data)
 	}
 	w.must(w.failedEvent("too_little_data", false)) // the same again would fail again

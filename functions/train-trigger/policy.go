@@ -28,6 +28,7 @@ type policy struct {
 	Retry         time.Duration  `yaml:"retry"`
 	Request       map[string]any `yaml:"request"`
 	DriftRequest  map[string]any `yaml:"drift_request"`
+	SinceDrift    bool           `yaml:"since_drift"`
 	Gate          gate           `yaml:"gate"`
 }
 
@@ -91,6 +92,9 @@ func (p *policy) check() error {
 			}
 		}
 	}
+	if _, set := p.DriftRequest["since"]; set && p.SinceDrift {
+		return errors.New("drift_request.since: is set by since_drift")
+	}
 	return nil
 }
 
@@ -106,6 +110,8 @@ const (
 // want is a run that could not be asked for yet.
 type want struct {
 	For, Source, ID string
+	// Since is when the window began in which drift was detected, zero if unknown.
+	Since time.Time
 }
 
 // memory is what the policy of a model remembers.
