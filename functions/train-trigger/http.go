@@ -22,7 +22,7 @@ import (
 //
 //	POST /train     {"model", "reason"?, "request"?}      202 the run
 //	POST /rollback  {"model", "from"?, "to"?, "reason"?}  200 from and to
-//	GET  /models    what is known of each model
+//	GET  /models    what is known of each model that there is a policy for
 //	GET  /decisions ?model=&limit=                         the newest first
 //
 // A request with an Idempotency-Key that has come before is answered again and has no
@@ -179,9 +179,12 @@ func respond(w http.ResponseWriter, status int, out any) {
 // shownModel is a model as GET /models shows it.
 type shownModel struct {
 	Model string `json:"model"`
+	// Alias is the registry's name for the version that serves.
+	Alias string `json:"alias"`
 	// Serving is the version of the last move; somebody may have moved the alias by hand
-	// since.
+	// since. Former is the one that a rollback would go back to, if it is known.
 	Serving      string     `json:"serving,omitempty"`
+	Former       string     `json:"former,omitempty"`
 	Since        *time.Time `json:"since,omitempty"`
 	Run          *asked     `json:"last_run,omitempty"`
 	RunReason    string     `json:"last_run_failure,omitempty"`
@@ -195,17 +198,18 @@ type shownModel struct {
 func (a *api) listModels(ctx context.Context, _ *http.Request) (any, error) {
 	out := []shownModel{}
 	for _, name := range a.models() {
-		m := shownModel{Model: name}
+		m := shownModel{Model: name, Alias: a.alias}
 		var run asked
 		var id *int64
 		var requested, deadline *time.Time
-		err := a.db.QueryRow(ctx, `SELECT coalesce(s.version, ''), s.moved_at, r.run_id, coalesce(r.asked_for, ''), coalesce(r.state, ''), r.requested_at, r.deadline,
+		err := a.db.QueryRow(ctx, `SELECT coalesce(s.version, ''), coalesce(f.former, ''), s.moved_at, r.run_id, coalesce(r.asked_for, ''), coalesce(r.state, ''), r.requested_at, r.deadline,
 				coalesce(r.reason || ': ' || r.message, ''), m.failures, m.trained_until, coalesce(m.wanted_for, ''), coalesce(d.decision, ''), coalesce(d.reason, '')
 			FROM learning.models m
 			LEFT JOIN LATERAL (SELECT * FROM learning.runs r WHERE r.model = m.model ORDER BY run_id DESC LIMIT 1) r ON true
 			LEFT JOIN LATERAL (SELECT * FROM learning.decisions d WHERE d.model = m.model AND moved_at IS NOT NULL ORDER BY decision_id DESC LIMIT 1) s ON true
+			LEFT JOIN LATERAL (SELECT * FROM learning.decisions d WHERE d.model = m.model AND d.version = s.version AND decision = 'promote' AND moved_at IS NOT NULL ORDER BY decision_id DESC LIMIT 1) f ON true
 			LEFT JOIN LATERAL (SELECT * FROM learning.decisions d WHERE d.model = m.model ORDER BY decision_id DESC LIMIT 1) d ON true
-			WHERE m.model = $1`, name).Scan(&m.Serving, &m.Since, &id, &run.For, &run.State, &requested, &deadline, &m.RunReason, &m.Failures, &m.TrainedUntil, &m.Wanted, &m.Last, &m.LastReason)
+			WHERE m.model = $1`, name).Scan(&m.Serving, &m.Former, &m.Since, &id, &run.For, &run.State, &requested, &deadline, &m.RunReason, &m.Failures, &m.TrainedUntil, &m.Wanted, &m.Last, &m.LastReason)
 		if err != nil && !errors.Is(err, pgx.ErrNoRows) {
 			return nil, fmt.Errorf("reading what is known of %s: %w", name, err)
 		}

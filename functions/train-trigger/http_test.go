@@ -74,6 +74,9 @@ func TestHTTP(t *testing.T) {
 	if status, body := do("GET", "/models", ""); status != 200 || !strings.Contains(body, `"serving":"1"`) || !strings.Contains(body, `"state":"judged"`) {
 		t.Errorf("%d %s", status, body)
 	}
+	if status, body := do("GET", "/models", ""); status != 200 || !strings.Contains(body, `{"models":[{"model":"`+shop+`","alias":"current",`) || strings.Contains(body, `"former"`) {
+		t.Errorf("%d %s", status, body)
+	}
 	if status, body := do("GET", "/decisions?limit=1&model="+shop, ""); status != 200 || !strings.Contains(body, `"what":"promote","version":"1"`) || strings.Contains(body, `"train"`) {
 		t.Errorf("%d %s", status, body)
 	}
@@ -84,6 +87,9 @@ func TestHTTP(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.aliases.add()
+	if status, body := do("GET", "/models", ""); status != 200 || !strings.Contains(body, `"serving":"1","former":"0"`) {
+		t.Errorf("%d %s", status, body)
+	}
 	if status, body := do("POST", "/rollback", `{"model":"`+shop+`","to":"2","reason":"why not"}`); status != 200 || body != `{"model":"`+shop+`","from":"1","to":"2","reason":"why not"}`+"\n" {
 		t.Errorf("%d %s", status, body)
 	}
