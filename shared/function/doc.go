@@ -61,6 +61,14 @@
 // again one by one, so that only the culprit fails. Both rely on handlers being
 // idempotent.
 //
+// # Access
+//
+// The function's own routes are open, unless WithAccess guards them: by tokens (401
+// without one) and by a rate for each token or address (429). The guard stands before
+// all routes but those of the platform and of WithOpenRoutes, whatever the path looks
+// like, and for whichever of the two ways a request is served. Events are not guarded;
+// Access.Only refuses them, for a Service that can be reached from outside.
+//
 // # Telemetry
 //
 // Each event has a span when a collector is configured (see package telemetry). Its
