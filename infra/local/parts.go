@@ -402,6 +402,19 @@ func (w *parts) checkS3(ctx context.Context) error {
 	return nil
 }
 
+// pingS3 asks the S3 for something small. One that the user named is asked as a client
+// asks it, since nothing else is known to be there.
+func (w *parts) pingS3(ctx context.Context) error {
+	if w.opts.s3 == nil {
+		return w.answers(w.s3.Endpoint + embeds3.HealthPath)(ctx)
+	}
+	store, err := w.s3.Connect()
+	if err != nil {
+		return err
+	}
+	return store.Reach(ctx, "validated-events-bucket")
+}
+
 // ensureTopics creates the topics of the graph, or says which are missing.
 func (w *parts) ensureTopics(ctx context.Context, client *kgo.Client) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)

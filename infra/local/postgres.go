@@ -49,8 +49,8 @@ func (w *parts) openDatabase(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("DATABASE_URL: %w", err)
 	}
-	// One asks whether it is ready, one counts.
-	config.MaxConns = 2
+	// Two count, one asks whether it answers.
+	config.MaxConns = 3
 	config.ConnConfig.ConnectTimeout = 3 * time.Second
 	config.ConnConfig.RuntimeParams["application_name"] = "millrace"
 	if w.database.pool, err = pgxpool.NewWithConfig(context.WithoutCancel(ctx), config); err != nil {

@@ -39,7 +39,7 @@ func (w *parts) openRedis() error {
 	if err != nil {
 		return fmt.Errorf("REDIS_URL: %w", err)
 	}
-	opts.PoolSize, opts.MaxRetries, opts.DialTimeout = 2, -1, 3*time.Second
+	opts.PoolSize, opts.MaxRetries, opts.DialTimeout = 3, -1, 3*time.Second
 	// Not every server knows these; none here needs them.
 	opts.DisableIdentity = true
 	opts.MaintNotificationsConfig = &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}

@@ -15,6 +15,7 @@ import (
 
 	"github.com/millrace-dev/millrace/infra/local/internal/supervise"
 	"github.com/millrace-dev/millrace/shared/eventing"
+	"github.com/millrace-dev/millrace/shared/health"
 	"github.com/millrace-dev/millrace/shared/lake"
 	"github.com/millrace-dev/millrace/shared/telemetry"
 )
@@ -47,6 +48,9 @@ type Status struct {
 	Learning    LearningStatus  `json:"learning"`
 	DeadLetters uint64          `json:"deadLettersSinceStart"`
 	Processes   []ProcessStatus `json:"processes"`
+	// Stores tell of Kafka, S3, Redis and PostgreSQL, of those that are used, whether
+	// they answer and since when.
+	Stores []health.State `json:"stores"`
 	// RSSBytes counts memory that processes of the same program share once.
 	RSSBytes int64      `json:"rssBytes"`
 	Events   []LogEvent `json:"events"`
@@ -275,7 +279,7 @@ func (c *collector) collect(ctx context.Context) {
 	s := Status{
 		Version: telemetry.BuildVersion(), State: c.state, Time: now, Started: c.started, StateIn: c.parts.state.path,
 		URLs: c.urls(), Lake: c.slow.lake, Warehouse: c.slow.warehouse, Features: c.slow.features,
-		Processes: processes, Problems: problems, LeftOut: c.parts.leftOut,
+		Processes: processes, Stores: c.stores(), Problems: problems, LeftOut: c.parts.leftOut,
 	}
 	s.Learning.State = "off"
 	if c.learning != nil {

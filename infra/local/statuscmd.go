@@ -63,7 +63,7 @@ func runStatus(ctx context.Context, args []string, stdout, stderr io.Writer) err
 	}
 	// As high as everything needs.
 	const few = 5
-	height := 16 + len(s.Topics) + len(s.Deliveries) + len(s.Processes) + min(len(s.Events), few)
+	height := 16 + len(s.Stores) + len(s.Topics) + len(s.Deliveries) + len(s.Processes) + min(len(s.Events), few)
 	for _, l := range render(s, width, height) {
 		if !colours {
 			l = ansi.ReplaceAllString(l, "")

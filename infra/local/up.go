@@ -18,6 +18,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/millrace-dev/millrace/infra/local/internal/supervise"
+	"github.com/millrace-dev/millrace/shared/health"
 )
 
 const (
@@ -279,7 +280,7 @@ func (r *runner) start(ctx context.Context) error {
 	go func() { defer close(collected); r.collector.run(collecting, r.out.update) }()
 	r.stopDisplays = func() { stopCollecting(); <-collected }
 
-	if err := r.startStores(ctx); err != nil {
+	if err := r.startStores(ctx, collecting); err != nil {
 		return err
 	}
 	if err := r.ensureTopics(ctx, r.client); err != nil {
@@ -352,20 +353,22 @@ type store struct {
 	external    bool
 	spec        func() (supervise.Spec, error)
 	check       func(context.Context) error // of one that the user named
+	ping        func(context.Context) error
 }
 
-// startStores starts the stores, or checks those that the user named.
-func (r *runner) startStores(ctx context.Context) error {
+// startStores starts the stores, or checks those that the user named, and watches them
+// until watch ends.
+func (r *runner) startStores(ctx, watch context.Context) error {
 	at := time.Now()
 	stores := []store{
-		{"kafka", strings.Join(r.kafka.Brokers, ","), r.opts.kafka != nil, r.kafkaSpec, r.checkKafka},
-		{"s3", r.s3.Endpoint, r.opts.s3 != nil, r.s3Spec, r.checkS3},
+		{health.Kafka, strings.Join(r.kafka.Brokers, ","), r.opts.kafka != nil, r.kafkaSpec, r.checkKafka, r.pingKafka},
+		{health.S3, r.s3.Endpoint, r.opts.s3 != nil, r.s3Spec, r.checkS3, r.pingS3},
 	}
 	if r.redis.url != "" {
-		stores = append(stores, store{"redis", r.redis.address(), r.opts.redis != "", r.redisSpec, r.checkRedis})
+		stores = append(stores, store{health.Redis, r.redis.address(), r.opts.redis != "", r.redisSpec, r.checkRedis, r.pingRedis})
 	}
 	if r.database.url != "" {
-		stores = append(stores, store{"postgres", r.database.address(), r.database.server == nil, r.postgresSpec, r.checkDatabase})
+		stores = append(stores, store{health.Postgres, r.database.address(), r.database.server == nil, r.postgresSpec, r.checkDatabase, r.database.pool.Ping})
 	}
 	children := make([]*supervise.Child, len(stores))
 	for i, s := range stores {
@@ -392,6 +395,9 @@ func (r *runner) startStores(ctx context.Context) error {
 			return err
 		}
 		r.out.progress(s.name, at, s.where)
+	}
+	for _, s := range stores {
+		go r.collector.watchStore(watch, s.name, s.ping)
 	}
 	return nil
 }

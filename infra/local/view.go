@@ -146,6 +146,13 @@ func storeLines(s Status, right int) []string {
 		}
 	}
 	lines := []string{gold.String(), features.String()}
+	away, back := storeNews(s)
+	for _, text := range away {
+		lines = append(lines, new(line).add(red, cut(text, right)).String())
+	}
+	for _, text := range back {
+		lines = append(lines, new(line).add(green, cut(text, right)).String())
+	}
 	if s.Learning.State != "" && s.Learning.State != "off" {
 		lines = append(lines, learningLine(s.Learning, right))
 	}
