@@ -12,6 +12,8 @@ import (
 
 	"github.com/redis/go-redis/v9"
 	"github.com/redis/go-redis/v9/maintnotifications"
+
+	"github.com/millrace-dev/millrace/shared/online"
 )
 
 // RedisConfig says where Redis is.
@@ -59,7 +61,7 @@ func (c RedisConfig) open() (*store, error) {
 	opts.DisableIdentity = true
 	opts.Protocol = 2
 	opts.MaintNotificationsConfig = &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
-	return &store{redis: redis.NewClient(opts), remember: c.Remember}, nil
+	return &store{redis: online.Watch(redis.NewClient(opts)), remember: c.Remember}, nil
 }
 
 func (s *store) close() { _ = s.redis.Close() }

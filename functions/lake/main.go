@@ -20,6 +20,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/millrace-dev/millrace/shared/function"
+	"github.com/millrace-dev/millrace/shared/kafka"
 )
 
 func main() {
@@ -49,7 +50,7 @@ func run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	client, err := kgo.NewClient(append(opts, clientOptions...)...)
+	client, err := kgo.NewClient(append(append(opts, clientOptions...), kgo.WithHooks(kafka.Answers()))...)
 	if err != nil {
 		return fmt.Errorf("configuring the Kafka client: %w", err)
 	}

@@ -36,7 +36,7 @@ func (c *collector) watchStore(ctx context.Context, name string, ping func(conte
 		switch {
 		case ctx.Err() != nil:
 			return
-		case err != nil && s.Failed(asked, err):
+		case err != nil && s.FailedSince(asked, err):
 			c.event(name, "is away: "+err.Error(), true)
 		case err == nil && s.Well():
 			state, _ := s.State()

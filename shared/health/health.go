@@ -117,9 +117,11 @@ func (s *Store) Well() (news bool) {
 	return s.note(true, time.Now(), "")
 }
 
-// Failed notes that the store did not answer what was asked of it at a time, and tells
-// whether that is news.
-func (s *Store) Failed(asked time.Time, err error) (news bool) {
+// Failed notes that the store did not answer, and tells whether that is news.
+func (s *Store) Failed(err error) (news bool) { return s.FailedSince(time.Now(), err) }
+
+// FailedSince is Failed for those who know when they asked.
+func (s *Store) FailedSince(asked time.Time, err error) (news bool) {
 	return s.note(false, asked, err.Error())
 }
 

@@ -47,7 +47,7 @@ func TestSinceWhen(t *testing.T) {
 
 	asked := began.Since.Add(10 * time.Second)
 	refused := errors.New("connection refused")
-	if !s.Failed(asked, refused) || s.Failed(asked.Add(time.Second), errors.New("no route")) {
+	if !s.FailedSince(asked, refused) || s.FailedSince(asked.Add(time.Second), errors.New("no route")) {
 		t.Error("only the first failure is news")
 	}
 	got, _ := s.State()
@@ -72,7 +72,7 @@ func TestSinceWhen(t *testing.T) {
 	}
 
 	// What was asked before it was well says nothing of how long it is away now.
-	s.Failed(asked, refused)
+	s.FailedSince(asked, refused)
 	if got, _ := s.State(); !got.Since.Equal(again) {
 		t.Errorf("away since %s, want %s", got.Since, again)
 	}

@@ -105,7 +105,7 @@ func (c Config) Open() (*Store, error) {
 	opts.DisableIdentity = true
 	opts.Protocol = 2 // see read
 	opts.MaintNotificationsConfig = &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
-	return &Store{redis: redis.NewClient(opts), featureTTL: c.FeatureTTL, sessionTTL: max(c.SessionTTL, c.FeatureTTL+grace), now: time.Now}, nil
+	return &Store{redis: Watch(redis.NewClient(opts)), featureTTL: c.FeatureTTL, sessionTTL: max(c.SessionTTL, c.FeatureTTL+grace), now: time.Now}, nil
 }
 
 // maxTTL is what the scripts have digits for.

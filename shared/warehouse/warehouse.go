@@ -24,6 +24,8 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/jackc/tern/v2/migrate"
+
+	"github.com/millrace-dev/millrace/shared/health"
 )
 
 // Config says where the database is.
@@ -69,6 +71,7 @@ func (c Config) Open(ctx context.Context) (*DB, error) {
 	} {
 		pc.ConnConfig.RuntimeParams[name] = value
 	}
+	pc.ConnConfig.Tracer = answers{health.Of(health.Postgres)}
 	pool, err := pgxpool.NewWithConfig(ctx, pc)
 	if err != nil {
 		return nil, fmt.Errorf("DATABASE_URL: %w", err)
