@@ -36,6 +36,7 @@ type console struct {
 	token                      string
 	loopback                   bool
 	watch                      *watch
+	kept                       kept
 }
 
 func newClient() *http.Client {

@@ -6,18 +6,18 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
-	"net/url"
-	"strconv"
+	"sync"
 	"time"
 
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
+
+	"github.com/millrace-dev/millrace/shared/health"
 )
 
 // live is what flows now. The rates are of the last seconds.
 type live struct {
-	// From is where it was read: "runner", or "prometheus", which knows of functions
-	// only.
+	// From is where it was read: "runner" or "prometheus".
 	From  string    `json:"from"`
 	Time  time.Time `json:"time"`
 	State string    `json:"state,omitempty"`
@@ -29,21 +29,47 @@ type live struct {
 	DeadLetters  uint64  `json:"deadLettersSinceStart"`
 
 	Topics     []json.RawMessage `json:"topics"`
-	Deliveries []json.RawMessage `json:"deliveries"`
-	Processes  []process         `json:"processes"`
-	Lake       json.RawMessage   `json:"lake,omitempty"`
-	Warehouse  json.RawMessage   `json:"warehouse,omitempty"`
-	Features   json.RawMessage   `json:"features,omitempty"`
-	Learning   json.RawMessage   `json:"learning,omitempty"`
-	Events     []json.RawMessage `json:"events,omitempty"`
-	LeftOut    []json.RawMessage `json:"leftOut,omitempty"`
-	RSSBytes   int64             `json:"rssBytes,omitempty"`
-	URLs       []json.RawMessage `json:"urls,omitempty"`
+	Deliveries []delivery        `json:"deliveries"`
+	// Taken are what functions took, by type of event, where nobody knows of Triggers.
+	Taken     []taken         `json:"taken,omitempty"`
+	Processes []process       `json:"processes"`
+	Stores    []store         `json:"stores"`
+	Lake      json.RawMessage `json:"lake,omitempty"`
+	Warehouse json.RawMessage `json:"warehouse,omitempty"`
+	Features  json.RawMessage `json:"features,omitempty"`
+	Learning  json.RawMessage `json:"learning,omitempty"`
+
+	Events   []json.RawMessage `json:"events,omitempty"`
+	LeftOut  []json.RawMessage `json:"leftOut,omitempty"`
+	RSSBytes int64             `json:"rssBytes,omitempty"`
+	URLs     []json.RawMessage `json:"urls,omitempty"`
 }
 
 type rate struct {
 	Total     int64   `json:"total"`
 	PerSecond float64 `json:"perSecond"`
+}
+
+// delivery is what a source or Trigger does.
+type delivery struct {
+	Kind         string    `json:"kind"`
+	Name         string    `json:"name"`
+	PerSecond    float64   `json:"perSecond"`
+	Delivered    uint64    `json:"delivered"`
+	Lag          int64     `json:"lag"`
+	Retries      uint64    `json:"retries"`
+	DeadLettered uint64    `json:"deadLettered"`
+	FailingSince time.Time `json:"failingSince,omitzero"`
+	LastError    string    `json:"lastError,omitempty"`
+}
+
+// taken is what a function took of one type of event in a second, and how much of it it
+// did not do.
+type taken struct {
+	Function          string  `json:"function"`
+	Type              string  `json:"type"`
+	PerSecond         float64 `json:"perSecond"`
+	FailuresPerSecond float64 `json:"failuresPerSecond"`
 }
 
 // process is a part of the platform.
@@ -61,63 +87,60 @@ type process struct {
 	FailuresPerSecond *float64 `json:"failuresPerSecond,omitempty"`
 }
 
+// store is what a store's users say of it.
+type store struct {
+	health.State
+	// By are the functions that find it so; none where the runner asks it.
+	By []string `json:"by,omitempty"`
+}
+
 // sources of what flows.
 const (
 	runnerSource     = "runner"
 	prometheusSource = "Prometheus"
 )
 
-func (c *console) live(ctx context.Context, _ *http.Request) (any, error) {
+// freshFor is how long an answer about what flows is good for all who ask. The runner
+// looks once a second.
+const freshFor = 900 * time.Millisecond
+
+// kept is the last answer about what flows, so that a page with several questions, and
+// several pages, make one.
+type kept struct {
+	mu   sync.Mutex
+	at   time.Time
+	last live
+	err  error
+}
+
+// flows is what flows now, at most freshFor old.
+func (c *console) flows(ctx context.Context) (live, error) {
+	c.kept.mu.Lock()
+	defer c.kept.mu.Unlock()
+	if c.kept.at.IsZero() || time.Since(c.kept.at) > freshFor {
+		// Others wait for the answer too: one that was given up is nobody's.
+		last, err := c.readFlows(ctx)
+		if ctx.Err() != nil {
+			return last, ctx.Err()
+		}
+		c.kept.last, c.kept.err, c.kept.at = last, err, time.Now()
+	}
+	return c.kept.last, c.kept.err
+}
+
+func (c *console) readFlows(ctx context.Context) (live, error) {
 	switch {
 	case c.status != "":
-		return c.runner(ctx)
+		l := live{From: "runner"}
+		err := c.get(ctx, runnerSource, c.status, &l)
+		return l, err
 	case c.prometheus != "":
 		return c.scraped(ctx)
 	}
-	return nil, absent("live", "neither STATUS_URL nor PROMETHEUS_URL is set")
+	return live{}, absent("live", "neither STATUS_URL nor PROMETHEUS_URL is set")
 }
 
-func (c *console) runner(ctx context.Context) (live, error) {
-	l := live{From: "runner"}
-	err := c.get(ctx, runnerSource, c.status, &l)
-	return l, err
-}
-
-// scraped is the functions' rates over the last minute.
-func (c *console) scraped(ctx context.Context) (live, error) {
-	l := live{From: "prometheus", Time: time.Now().UTC()}
-	functions := map[string]int{}
-	for _, q := range []struct {
-		text string
-		set  func(p *process, v float64)
-	}{
-		{`sum by (service_name) (rate(function_events_total[1m]))`, func(p *process, v float64) { p.PerSecond = &v }},
-		{`sum by (service_name) (rate(function_events_total{outcome=~"invalid|overloaded|unavailable|failed"}[1m]))`, func(p *process, v float64) { p.FailuresPerSecond = &v }},
-	} {
-		samples, err := c.query(ctx, q.text)
-		if err != nil {
-			return l, err
-		}
-		for _, s := range samples {
-			name := string(s.Metric["service_name"])
-			if _, known := functions[name]; !known {
-				functions[name] = len(l.Processes)
-				l.Processes = append(l.Processes, process{Name: name, State: "running"})
-			}
-			q.set(&l.Processes[functions[name]], float64(s.Value))
-		}
-	}
-	return l, nil
-}
-
-// query asks Prometheus for the present values of an expression.
-func (c *console) query(ctx context.Context, text string) (model.Vector, error) {
-	var answer struct {
-		Data struct{ Result model.Vector }
-	}
-	err := c.get(ctx, prometheusSource, c.prometheus+"/api/v1/query?"+url.Values{"query": {text}}.Encode(), &answer)
-	return answer.Data.Result, err
-}
+func (c *console) live(ctx context.Context, _ *http.Request) (any, error) { return c.flows(ctx) }
 
 // verdict is how many records of a contract got one.
 type verdict struct {
@@ -129,18 +152,15 @@ type verdict struct {
 
 // verdicts are validate's counts since it started.
 func (c *console) verdicts(ctx context.Context) ([]verdict, error) {
-	var list []verdict
-	if c.status == "" {
-		if c.prometheus == "" {
-			return nil, absent("live", "neither STATUS_URL nor PROMETHEUS_URL is set")
-		}
+	if c.status == "" && c.prometheus != "" {
+		var list []verdict
 		samples, err := c.query(ctx, `sum by (contract, verdict, error_type) (validate_verdicts_total)`)
 		for _, s := range samples {
 			list = append(list, verdict{string(s.Metric["contract"]), string(s.Metric["verdict"]), string(s.Metric["error_type"]), float64(s.Value)})
 		}
 		return list, err
 	}
-	l, err := c.runner(ctx)
+	l, err := c.flows(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -179,17 +199,4 @@ func (c *console) scrape(ctx context.Context, p process) ([]verdict, error) {
 		list = append(list, v)
 	}
 	return list, nil
-}
-
-// limit reads how many rows are wanted.
-func limit(r *http.Request, usual, most int) (int, error) {
-	text := r.URL.Query().Get("limit")
-	if text == "" {
-		return usual, nil
-	}
-	n, err := strconv.Atoi(text)
-	if err != nil || n < 1 || n > most {
-		return 0, &failure{http.StatusBadRequest, "console", fmt.Errorf("limit %q: must be between 1 and %d", text, most)}
-	}
-	return n, nil
 }

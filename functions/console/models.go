@@ -13,8 +13,8 @@ import (
 
 const registrySource = "MLflow"
 
-// registered are the models that Millrace trains.
-var registered = []string{"purchase_prediction_model", "power_prediction_model", "server_anomaly_model"}
+// anyModel is a name to ask the registry for when what it answers does not matter.
+const anyModel = "purchase_prediction_model"
 
 // registeredModel is a model of the registry with its versions, the newest first.
 type registeredModel struct {
@@ -60,7 +60,11 @@ func (c *console) registered(ctx context.Context) ([]registeredModel, error) {
 	if c.registry == nil {
 		return list, unset(registrySource, "MLFLOW_TRACKING_URI")
 	}
-	for _, name := range registered {
+	names, err := c.learnt(ctx)
+	if err != nil {
+		return list, err
+	}
+	for _, name := range names {
 		aliases, err := c.aliases(ctx, name)
 		if errors.Is(err, registry.ErrNotFound) {
 			continue
@@ -80,6 +84,22 @@ func (c *console) registered(ctx context.Context) ([]registeredModel, error) {
 		list = append(list, m)
 	}
 	return list, nil
+}
+
+// learnt are the names of the models that train-trigger has policies for.
+func (c *console) learnt(ctx context.Context) ([]string, error) {
+	if c.trainer == "" {
+		return nil, unset(trainerSource, "TRAIN_TRIGGER_URL")
+	}
+	var answer struct{ Models []struct{ Model string } }
+	if err := c.get(ctx, trainerSource, c.trainer+"/models", &answer); err != nil {
+		return nil, err
+	}
+	names := make([]string, len(answer.Models))
+	for i, m := range answer.Models {
+		names[i] = m.Model
+	}
+	return names, nil
 }
 
 func (c *console) aliases(ctx context.Context, name string) (map[string]string, error) {

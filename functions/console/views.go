@@ -4,8 +4,12 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"regexp"
+	"slices"
+	"strconv"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -94,21 +98,35 @@ const (
 	runsSQL = `SELECT to_jsonb(r) FROM etl.runs r ORDER BY r.run_id DESC LIMIT $1`
 )
 
-// health asks each source something small.
+// health asks each source something small, all at the same time, and tells besides of
+// what flows what every view shows: how much, and what is not as it should be.
 func (c *console) health(ctx context.Context, _ *http.Request) (any, error) {
 	// What a source answers is in the watch, whichever it is.
+	var asked sync.WaitGroup
 	if c.db != nil {
-		_, _ = c.rows(ctx, `SELECT to_jsonb(1)`)
-	}
-	if c.status != "" {
-		_, _ = c.runner(ctx)
-	} else if c.prometheus != "" {
-		_, _ = c.query(ctx, "vector(1)")
+		asked.Go(func() { _, _ = c.rows(ctx, `SELECT to_jsonb(1)`) })
 	}
 	if c.registry != nil {
-		_, _ = c.aliases(ctx, "purchase_prediction_model")
+		asked.Go(func() { _, _ = c.aliases(ctx, anyModel) })
 	}
-	return map[string]any{"sources": c.watch.all(), "time": time.Now().UTC(), "changes": c.token != "" || c.loopback, "token": c.token != ""}, nil
+	now, err := c.flows(ctx)
+	asked.Wait()
+	answer := map[string]any{"sources": c.watch.all(), "time": time.Now().UTC(), "changes": c.token != "" || c.loopback, "token": c.token != ""}
+	if err == nil {
+		answer["live"] = trouble(now)
+	}
+	return answer, nil
+}
+
+// trouble leaves out of what flows the processes and deliveries that are well, and what
+// one view shows.
+func trouble(l live) live {
+	l.Processes = slices.DeleteFunc(slices.Clone(l.Processes), func(p process) bool {
+		return p.State == "ready" || p.State == "running" || p.State == "disabled"
+	})
+	l.Deliveries = slices.DeleteFunc(slices.Clone(l.Deliveries), func(d delivery) bool { return d.FailingSince.IsZero() })
+	l.Topics, l.Taken, l.Events, l.LeftOut, l.URLs, l.Lake, l.Warehouse, l.Features = nil, nil, nil, nil, nil, nil, nil, nil
+	return l
 }
 
 // invalid is how many records got which verdict, and the latest alerts about them.
@@ -154,4 +172,17 @@ func (c *console) series(ctx context.Context, r *http.Request) (any, error) {
 	anomalies, err := c.rows(ctx, `SELECT to_jsonb(a) FROM public.anomalies a
 		WHERE a.entity_id = $1 AND a.timestamp > now() - interval '6 hours' AND a.details ->> 'metric_name' = $2 ORDER BY a.timestamp`, q.Get("entity"), metric)
 	return map[string]any{"points": list, "anomalies": anomalies}, err
+}
+
+// limit reads how many rows are wanted.
+func limit(r *http.Request, usual, most int) (int, error) {
+	text := r.URL.Query().Get("limit")
+	if text == "" {
+		return usual, nil
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil || n < 1 || n > most {
+		return 0, &failure{http.StatusBadRequest, "console", fmt.Errorf("limit %q: must be between 1 and %d", text, most)}
+	}
+	return n, nil
 }

@@ -11,20 +11,22 @@ type watch struct {
 	now func() time.Time
 
 	mu      sync.Mutex
-	sources map[string]health
+	sources map[string]condition
 }
 
-// health is how a source was when it was asked last.
-type health struct {
+// condition is how a source was when it was asked last.
+type condition struct {
 	Well bool `json:"well"`
-	// Since is when it was first found so.
-	Since time.Time `json:"since"`
-	Asked time.Time `json:"asked"`
-	Error string    `json:"error,omitempty"`
+	// Since is when it was first found so, and AwaySeconds how long it had not answered
+	// before, if it is well again.
+	Since       time.Time `json:"since"`
+	AwaySeconds float64   `json:"awaySeconds,omitempty"`
+	Asked       time.Time `json:"asked"`
+	Error       string    `json:"error,omitempty"`
 }
 
 func newWatch(now func() time.Time) *watch {
-	return &watch{now: now, sources: map[string]health{}}
+	return &watch{now: now, sources: map[string]condition{}}
 }
 
 // failed notes an error of a source, and gives it back.
@@ -41,6 +43,10 @@ func (w *watch) note(source string, well bool, text string) {
 	h, known := w.sources[source]
 	now := w.now()
 	if !known || h.Well != well {
+		h.AwaySeconds = 0
+		if known && well {
+			h.AwaySeconds = now.Sub(h.Since).Seconds()
+		}
 		h.Well, h.Since = well, now
 	}
 	h.Asked, h.Error = now, text
@@ -48,10 +54,10 @@ func (w *watch) note(source string, well bool, text string) {
 }
 
 // all gives every source that was asked.
-func (w *watch) all() map[string]health {
+func (w *watch) all() map[string]condition {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	all := make(map[string]health, len(w.sources))
+	all := make(map[string]condition, len(w.sources))
 	for name, h := range w.sources {
 		all[name] = h
 	}

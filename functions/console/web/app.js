@@ -1,5 +1,5 @@
 // The console: one view a hash, asked anew every few seconds while it is looked at.
-import { el, ask, ago, rate, percent } from "./dom.js";
+import { el, ask, clock, span, rate, percent } from "./dom.js";
 import { views } from "./views.js";
 
 const main = document.getElementById("main");
@@ -53,37 +53,49 @@ function explain(err) {
   return el("p", { class: "bad" }, `${err.source}: ${err.message}.`);
 }
 
-// health says on every view which sources do not answer, and since when.
+// Names of stores, as people write them.
+const names = { kafka: "Kafka", s3: "S3", redis: "Redis", postgres: "PostgreSQL" };
+
+// newsFor is for how many seconds it is told that something is well again.
+const newsFor = 120;
+
+// condition tells of something that is away, or was until just now; nothing of the rest.
+function condition(name, up, { since, awaySeconds, error }, now) {
+  if (!up) return { bad: true, text: `${name} is away since ${clock(since)}${error ? `: ${error}` : ""}.` };
+  if (awaySeconds > 0 && (new Date(now) - new Date(since)) / 1000 < newsFor) {
+    return { text: `${name} is well again since ${clock(since)}, away for ${span(awaySeconds)}.` };
+  }
+  return null;
+}
+
+// health says on every view what is not as it should be, since when, and what is well
+// again.
 async function health(signal) {
-  let lines = [];
+  let lines;
   try {
-    const { sources } = await ask("health", signal);
-    lines = Object.entries(sources).filter(([, h]) => !h.well)
-      .map(([name, h]) => `${name} has not answered for ${ago(h.since)}: ${h.error}.`);
-    try {
-      const live = await ask("live", signal);
-      // MLflow is made ready behind the rest, which the live view tells.
-      if (live.learning && live.learning.state !== "up") lines = lines.filter((l) => !l.startsWith("MLflow "));
-      state.textContent = live.raw ? `${live.state} · ${rate(live.raw.perSecond)} raw · ${percent(live.invalidShare)} invalid` : live.from;
-      for (const p of live.processes ?? []) {
-        if (!["ready", "running", "disabled"].includes(p.state)) lines.push(`${p.name} is ${p.state}${p.since ? ` for ${ago(p.since)}` : ""}${p.error ? `: ${p.error}` : ""}.`);
-      }
-      for (const d of live.deliveries ?? []) {
-        if (d.failingSince) lines.push(`${d.kind} ${d.name} has failed for ${ago(d.failingSince)}: ${d.lastError}.`);
-      }
-    } catch (err) {
-      if (err.name === "AbortError") return;
-      state.textContent = "";
+    const { sources, live, time } = await ask("health", signal);
+    const stores = live?.stores ?? [];
+    lines = stores.map((s) => condition(names[s.name] ?? s.name, s.up, s, time));
+    const told = new Set(stores.map((s) => names[s.name]));
+    // MLflow is made ready behind the rest, which the overview tells.
+    if (live?.learning && live.learning.state !== "up") told.add("MLflow");
+    lines.push(...Object.entries(sources).filter(([name]) => !told.has(name)).map(([name, h]) => condition(name, h.well, h, time)));
+    for (const p of live?.processes ?? []) {
+      if (!stores.some((s) => s.name === p.name)) lines.push({ bad: true, text: `${p.name} is ${p.state}${p.since ? ` since ${clock(p.since)}` : ""}${p.error ? `: ${p.error}` : ""}.` });
     }
+    for (const d of live?.deliveries ?? []) lines.push({ bad: true, text: `${d.kind} ${d.name} fails since ${clock(d.failingSince)}: ${d.lastError}.` });
+    state.textContent = live?.raw ? `${live.state} · ${rate(live.raw.perSecond)} raw · ${percent(live.invalidShare)} invalid` : "";
   } catch (err) {
     if (err.name === "AbortError") return;
     state.textContent = "";
-    lines = ["The console does not answer. What is shown is what was known before."];
+    lines = [{ bad: true, text: "The console does not answer. What is shown is what was known before." }];
   }
-  const text = lines.join("\n");
+  lines = lines.filter(Boolean);
+  const text = JSON.stringify(lines);
   if (trouble.dataset.text === text) return; // said again, it would be read aloud again
   trouble.dataset.text = text;
-  trouble.replaceChildren(...lines.map((l) => el("p", {}, l)));
+  trouble.className = lines.some((l) => l.bad) ? "" : "over";
+  trouble.replaceChildren(...lines.map((l) => el("p", { class: l.bad ? "" : "good" }, l.text)));
 }
 
 const theme = document.getElementById("theme");

@@ -38,11 +38,12 @@ export function tiles(list) {
 }
 
 const whole = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
+const tenth = new Intl.NumberFormat("en", { maximumFractionDigits: 1 });
 const short = new Intl.NumberFormat("en", { maximumSignificantDigits: 4 });
 
 export const count = (n) => (n === null || n === undefined ? "–" : whole.format(n));
 export const number = (n) => (typeof n === "number" ? short.format(n) : n ?? "–");
-export const rate = (n) => (n === undefined || n === null ? "–" : `${n >= 10 ? whole.format(n) : short.format(n)}/s`);
+export const rate = (n) => (n === undefined || n === null ? "–" : `${n >= 10 ? whole.format(n) : tenth.format(n)}/s`);
 export const percent = (n) => (typeof n === "number" ? `${(100 * n).toFixed(1)} %` : "–");
 
 export function bytes(n) {
@@ -63,9 +64,17 @@ export function when(text) {
     today ? at.toLocaleTimeString("en-GB") : `${at.toLocaleDateString("en-CA")} ${at.toLocaleTimeString("en-GB")}`);
 }
 
+// clock is a moment as text, for sentences.
+export function clock(text) {
+  const at = new Date(text);
+  return at.toDateString() === new Date().toDateString() ? at.toLocaleTimeString("en-GB") : `${at.toLocaleDateString("en-CA")} ${at.toLocaleTimeString("en-GB")}`;
+}
+
 // ago is how long something has been so.
-export function ago(text) {
-  const s = Math.max(0, (Date.now() - new Date(text).getTime()) / 1000);
+export const ago = (text) => span(Math.max(0, (Date.now() - new Date(text).getTime()) / 1000));
+
+// span is how long something took.
+export function span(s) {
   if (s < 90) return `${Math.round(s)} s`;
   if (s < 5400) return `${Math.round(s / 60)} min`;
   if (s < 129600) return `${Math.round(s / 3600)} h`;

@@ -1,7 +1,7 @@
 // The event graph in layers from left to right: who emits stands before who takes.
 import { svg, rate, count } from "./dom.js";
 
-const WIDTH = 184, HEIGHT = 40, GAP_X = 70, GAP_Y = 12;
+const WIDTH = 176, HEIGHT = 40, GAP_X = 92, GAP_Y = 12;
 
 // layers gives each node its column: the longest way to it that no event takes twice.
 function layers(nodes, edges) {
@@ -62,24 +62,49 @@ function place(nodes, edges) {
   return { xy, width: 20 + all.length * (WIDTH + GAP_X) - GAP_X, height: 20 + tallest * (HEIGHT + GAP_Y) };
 }
 
+// room finds where on a curve a text can stand without covering what stands already, and
+// takes it; undefined where there is none.
+function room(curve, text, taken) {
+  const half = 3 * text.length + 3;
+  for (const t of [0.5, 0.4, 0.6, 0.3, 0.7, 0.22, 0.78, 0.15, 0.85]) {
+    const [x, y] = [0, 1].map((i) => (1 - t) ** 3 * curve[0][i] + 3 * (1 - t) ** 2 * t * curve[1][i] + 3 * (1 - t) * t ** 2 * curve[2][i] + t ** 3 * curve[3][i]);
+    const box = { x0: x - half, x1: x + half, y0: y - 8, y1: y + 6 };
+    if (taken.some((b) => b.x0 < box.x1 && box.x0 < b.x1 && b.y0 < box.y1 && box.y0 < b.y1)) continue;
+    taken.push(box);
+    return { x, y: y + 4 };
+  }
+  return undefined;
+}
+
 // drawGraph draws the nodes and edges with what flows: flow(edge) gives {perSecond,
 // lag, failing}, node(n) gives {ill, text}.
 export function drawGraph(graph, flow, node) {
   const { xy, width, height } = place(graph.nodes, graph.edges);
-  const s = svg("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "img", "aria-label": "The event graph; the table below says the same in words." });
+  // As wide as there is room, and to be scrolled where that is too little to read.
+  const s = svg("svg", { viewBox: `0 0 ${width} ${height}`, width: "100%", role: "img", "aria-label": "The event graph; the table below says the same in words." });
+  s.style.minWidth = `${Math.round(width * 0.66)}px`;
+  const taken = [...xy.values()].map(({ x, y }) => ({ x0: x, x1: x + WIDTH, y0: y, y1: y + HEIGHT }));
+  const labels = [];
+  const labelled = new Set();
   for (const e of graph.edges) {
     const [a, b] = [xy.get(e.from), xy.get(e.to)];
     const f = flow(e) ?? {};
     const kind = f.failing ? "fails" : f.lag > 5000 ? "late" : f.perSecond > 0 ? "flows" : "";
     const [x1, y1, x2, y2] = [a.x + WIDTH, a.y + HEIGHT / 2, b.x, b.y + HEIGHT / 2];
     const bend = Math.max(30, Math.abs(x2 - x1) / 2);
-    const d = e.from === e.to
-      ? `M${a.x + WIDTH - 30} ${a.y}c10 -16 30 -16 30 ${HEIGHT / 2}`
-      : x2 > x1 ? `M${x1} ${y1}C${x1 + bend} ${y1} ${x2 - bend} ${y2} ${x2} ${y2}`
-        : `M${x1} ${y1}C${x1 + 60} ${y1 + 50} ${x2 - 60} ${y2 + 50} ${x2} ${y2}`;
+    const curve = x2 > x1 ? [[x1, y1], [x1 + bend, y1], [x2 - bend, y2], [x2, y2]] : [[x1, y1], [x1 + 60, y1 + 50], [x2 - 60, y2 + 50], [x2, y2]];
+    const d = e.from === e.to ? `M${a.x + WIDTH - 30} ${a.y}c10 -16 30 -16 30 ${HEIGHT / 2}` : `M${curve[0]}C${curve.slice(1).join(" ")}`;
     s.append(svg("path", { class: `edge ${kind}`, d, "stroke-width": 1.2 + Math.min(5, Math.log10(1 + (f.perSecond ?? 0))) },
       svg("title", {}, `${e.trigger ?? "topic"}: ${rate(f.perSecond)}${f.lag ? `, lag ${count(f.lag)}` : ""}${f.failing ? `, ${f.failing}` : ""}`)));
+    // What several emitters give to one Trigger is told once.
+    const said = f.failing ? "fails" : f.perSecond > 0 || f.lag > 0 ? `${rate(f.perSecond)}${f.lag >= 100 ? ` · lag ${count(f.lag)}` : ""}` : "";
+    if (!said || e.from === e.to || labelled.has(e.trigger ?? `${e.from} ${e.to}`)) continue;
+    const at = room(curve, said, taken);
+    if (!at) continue;
+    labelled.add(e.trigger ?? `${e.from} ${e.to}`);
+    labels.push(svg("text", { class: `label ${kind}`, x: at.x, y: at.y, "text-anchor": "middle" }, said));
   }
+  s.append(...labels);
   for (const n of graph.nodes) {
     const { x, y } = xy.get(n.key);
     const is = node(n) ?? {};

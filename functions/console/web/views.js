@@ -1,5 +1,5 @@
 // The views: what each asks for, and how it draws the answer.
-import { el, table, tiles, count, number, rate, percent, bytes, when, ago, pill, severity, ask, tell, question } from "./dom.js";
+import { el, table, tiles, count, number, rate, percent, bytes, when, ago, clock, pill, severity, ask, tell, question } from "./dom.js";
 import { chart } from "./charts.js";
 import { drawGraph } from "./graph.js";
 
@@ -16,7 +16,15 @@ const overview = {
     const [triggers, sources, pings] = [by("Trigger"), by("KafkaSource"), by("PingSource")];
     const processes = new Map((live.processes ?? []).map((p) => [p.name, p]));
     const topics = new Map((live.topics ?? []).map((t) => [t.name, t]));
+    const takes = new Map((live.taken ?? []).map((t) => [`${t.function} ${t.type}`, t]));
     const flow = (e) => {
+      if (live.taken && e.trigger && e.to.startsWith("Service/")) {
+        // Nobody told of Triggers, but functions of what they took.
+        const list = (e.types ?? []).map((type) => takes.get(`${e.to.split("/")[1]} ${type}`)).filter(Boolean);
+        const sum = (f) => list.reduce((n, t) => n + f(t), 0);
+        const d = triggers.get(e.trigger);
+        if (!d) return list.length ? { perSecond: sum((t) => t.perSecond), failing: sum((t) => t.failuresPerSecond) > 0 && `${rate(sum((t) => t.failuresPerSecond))} were not done` } : undefined;
+      }
       const d = e.trigger ? triggers.get(e.trigger) : e.to.startsWith("KafkaSource/") ? sources.get(e.to.split("/")[1]) : topics.get(e.to.replace("topic/", ""));
       return d && { perSecond: d.perSecond, lag: d.lag, failing: d.failingSince && d.lastError };
     };
@@ -24,7 +32,7 @@ const overview = {
       if (n.kind === "Service") {
         const p = processes.get(n.name);
         if (!p) return { text: "not running here", ill: false };
-        if (p.perSecond !== undefined) return { text: rate(p.perSecond), ill: p.failuresPerSecond > 0 };
+        if (live.from === "prometheus") return { text: p.state === "running" ? `${rate(p.perSecond ?? 0)} · ${bytes(p.rssBytes)}` : p.state, ill: p.state !== "running" || p.failuresPerSecond > 0 };
         return { text: `${p.state} · ${bytes(p.rssBytes)}`, ill: !["ready", "running"].includes(p.state) };
       }
       if (n.kind === "topic" && topics.has(n.name)) return { text: rate(topics.get(n.name).perSecond) };
@@ -37,12 +45,13 @@ const overview = {
         ["raw records", rate(live.raw.perSecond), `${count(live.raw.total)} in all`],
         ["valid", rate(live.validated.perSecond), count(live.validated.total)],
         ["invalid", percent(live.invalidShare), `${count(live.invalid.total)} in all`],
-        ["lake", `${count(live.lake?.objects)} objects`, bytes(live.lake?.bytes)],
-        ["gold", count(live.warehouse?.facts), "rows"],
+        live.lake && ["lake", `${count(live.lake.objects)} objects`, bytes(live.lake.bytes)],
+        live.warehouse && ["gold", count(live.warehouse.facts), "rows"],
         ["dead letters", count(live.deadLettersSinceStart), "since the start"],
         ["memory", bytes(live.rssBytes), "all processes"],
         live.learning && ["learning", live.learning.state, live.learning.detail],
       ]),
+      live.stores?.length ? el("p", { class: "row" }, live.stores.map((s) => pill(`${s.name} ${s.up ? "up" : "away"} since ${clock(s.since)}`, s.up ? "good" : "bad"))) : "",
       el("div", { class: "card", tabindex: 0, "aria-label": "Event graph" }, drawGraph(graph, flow, node)),
       el("h2", {}, "Deliveries"),
       table("What each source and Trigger has done since the start.", [
@@ -53,7 +62,7 @@ const overview = {
         { head: "retries", class: "n", cell: (d) => count(d.retries) },
         { head: "dead letters", class: "n", cell: (d) => count(d.deadLettered) },
         { head: "state", cell: (d) => (d.failingSince ? el("span", { class: "bad" }, `fails for ${ago(d.failingSince)}: ${d.lastError}`) : "") },
-      ], live.deliveries ?? [], "The rates of Triggers are known of the local runner only."),
+      ], live.deliveries ?? [], "Nobody tells Prometheus of Triggers here: the runner and the relay do. What functions take is on the edges and below."),
       el("h2", {}, "Parts"),
       table("Every process.", [
         { head: "name", cell: (p) => p.name },
