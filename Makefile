@@ -172,6 +172,16 @@ lint: ## The linters of .golangci.yml; needs golangci-lint 2 on the PATH
 bench: build ## Go benchmarks of the hot paths and one end-to-end report
 	go run ./infra/bench
 
+# A Collector with what the configurations in infra/otel use; building it takes minutes, once.
+.PHONY: otel
+otel:
+	@mkdir -p $(BIN)
+	cd infra/otel && go build -trimpath -ldflags '-s -w' -o ../../$(BIN)/otel .
+
+.PHONY: bench-telemetry
+bench-telemetry: build otel ## What telemetry costs in CPU time, off and on side by side, with a real Collector and without (BENCH_SECONDS, ROUNDS)
+	go run ./infra/bench -seconds $(or $(BENCH_SECONDS),8) -telemetry-rounds $(or $(ROUNDS),7) telemetry
+
 FASTAPI := $(BIN)/fastapi-venv
 
 .PHONY: bench-predict

@@ -287,7 +287,9 @@ type platform struct {
 	exited  chan struct{}
 }
 
-func (b *bench) startPlatform(ctx context.Context, part e2ePart) (*platform, error) {
+// startPlatform starts the runner with a part of the functions, on free ports and
+// without any state of a run before, with env besides the usual.
+func (b *bench) startPlatform(ctx context.Context, part e2ePart, env ...string) (*platform, error) {
 	program := b.e2e.runner
 	if program == "" {
 		var err error
@@ -311,10 +313,15 @@ func (b *bench) startPlatform(ctx context.Context, part e2ePart) (*platform, err
 		return nil, err
 	}
 	defer func() { _ = log.Close() }() // the process has its own
+	state := filepath.Join(b.tmp, "state")
+	if err := os.RemoveAll(state); err != nil {
+		return nil, err
+	}
 	// Ended by stop, in order, not by the context.
-	p.cmd = exec.CommandContext(context.WithoutCancel(ctx), program, "up", "-root", b.root, "-bin", b.bin, "-state", filepath.Join(b.tmp, "state"),
+	p.cmd = exec.CommandContext(context.WithoutCancel(ctx), program, "up", "-root", b.root, "-bin", b.bin, "-state", state,
 		"-port-base", strconv.Itoa(base), "-no-load", "-plain")
 	p.cmd.Env = append(os.Environ(), "LOG_LEVEL=warn", "KAFKA_BROKERS=", "S3_ENDPOINT=", "DATABASE_URL=", "REDIS_URL=", "MILLRACE_FUNCTIONS="+part.functions)
+	p.cmd.Env = append(p.cmd.Env, env...)
 	p.cmd.Stdout, p.cmd.Stderr = log, log
 	began := time.Now()
 	if err := p.cmd.Start(); err != nil {

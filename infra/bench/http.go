@@ -42,19 +42,7 @@ func (b *bench) overHTTP(ctx context.Context) ([]section, error) {
 	if err != nil {
 		return nil, err
 	}
-	single := make([][]byte, len(values))
-	ms := make([]events.Message, len(values))
-	for i, value := range values {
-		ms[i] = rawEvent(i, value)
-		header := http.Header{}
-		events.SetHTTP(header, &ms[i])
-		single[i] = post("validate", header, ms[i].Data)
-	}
-	var batches [][]byte
-	for from := 0; from+b.http.batch <= len(ms); from += b.http.batch {
-		body := events.AppendBatch(nil, ms[from:from+b.http.batch])
-		batches = append(batches, post("validate", http.Header{"Content-Type": {"application/cloudevents-batch+json"}}, body))
-	}
+	single, batches, ms := b.shopRequests(values)
 
 	f, err := b.startValidate(ctx)
 	if err != nil {
@@ -172,6 +160,23 @@ func (b *bench) shopMessages(ctx context.Context, count int) ([][]byte, error) {
 	return lines, nil
 }
 
+// shopRequests makes the requests of raw messages: one an event, and in batches.
+func (b *bench) shopRequests(values [][]byte) (single, batches [][]byte, ms []events.Message) {
+	single = make([][]byte, len(values))
+	ms = make([]events.Message, len(values))
+	for i, value := range values {
+		ms[i] = rawEvent(i, value)
+		header := http.Header{}
+		events.SetHTTP(header, &ms[i])
+		single[i] = post("validate", header, ms[i].Data)
+	}
+	for from := 0; from+b.http.batch <= len(ms); from += b.http.batch {
+		body := events.AppendBatch(nil, ms[from:from+b.http.batch])
+		batches = append(batches, post("validate", http.Header{"Content-Type": {"application/cloudevents-batch+json"}}, body))
+	}
+	return single, batches, ms
+}
+
 // rawEvent is the event that a KafkaSource makes of a record.
 func rawEvent(i int, value []byte) events.Message {
 	var m events.Message
@@ -208,8 +213,8 @@ type function struct {
 	started time.Duration // from exec to the first 200
 }
 
-// startValidate starts the validate function on a free port.
-func (b *bench) startValidate(ctx context.Context) (*function, error) {
+// startValidate starts the validate function on a free port, with env besides the usual.
+func (b *bench) startValidate(ctx context.Context, env ...string) (*function, error) {
 	program, err := b.program("validate")
 	if err != nil {
 		return nil, err
@@ -218,7 +223,7 @@ func (b *bench) startValidate(ctx context.Context) (*function, error) {
 	if err != nil {
 		return nil, err
 	}
-	f := &function{address: "127.0.0.1:" + strconv.Itoa(port), log: filepath.Join(b.tmp, "validate.log")}
+	f := &function{address: "127.0.0.1:" + strconv.Itoa(port), log: filepath.Join(b.tmp, fmt.Sprintf("validate-%d.log", port))}
 	log, err := os.Create(f.log)
 	if err != nil {
 		return nil, err
@@ -227,6 +232,7 @@ func (b *bench) startValidate(ctx context.Context) (*function, error) {
 	// Ended by stop, in order, not by the context.
 	f.cmd = exec.CommandContext(context.WithoutCancel(ctx), program)
 	f.cmd.Env = append(os.Environ(), "PORT="+strconv.Itoa(port), "FUNCTION_NAME=validate", "LOG_LEVEL=warn", "GOMEMLIMIT=192MiB")
+	f.cmd.Env = append(f.cmd.Env, env...)
 	f.cmd.Stdout, f.cmd.Stderr = log, log
 	client := &http.Client{Timeout: time.Second}
 	began := time.Now()

@@ -1,7 +1,7 @@
 // Bench measures the platform on this machine and prints one report: the Go
 // benchmarks of the hot paths, the validate function over HTTP, the local runner
-// from the raw topic to the lake, and the validator against the same rules in
-// Python. Numbers of one report come from one machine in one state and can be
+// from the raw topic to the lake, the validator against the same rules in Python, and
+// what telemetry costs. Numbers of one report come from one machine in one state and can be
 // compared with each other; those of two reports often cannot.
 //
 // It is a tool to run by hand, with the machine to itself. It asserts nothing.
@@ -42,6 +42,7 @@ type bench struct {
 	http      httpFlags
 	e2e       e2eFlags
 	reference referenceFlags
+	telemetry telemetryFlags
 }
 
 type part struct {
@@ -54,6 +55,7 @@ var parts = []part{
 	{"http", "the validate function over HTTP, one event and 100 a request", (*bench).overHTTP},
 	{"e2e", "the local runner, from the raw topic to verdict topics, lake and features", (*bench).endToEnd},
 	{"reference", "the validator in process against the same rules in Python", (*bench).againstReference},
+	{"telemetry", "what metrics, traces and logs cost, with and without a Collector", (*bench).telemetryCost},
 }
 
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err error) {
@@ -68,6 +70,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 	b.http.flags(fs)
 	b.e2e.flags(fs)
 	b.reference.flags(fs)
+	b.telemetry.flags(fs)
 	fs.Usage = func() {
 		fmt.Fprint(stderr, "Measures the platform on this machine.\n\nUsage: bench [flags] [part ...]\n\nParts, all of them by default:\n")
 		for _, p := range parts {
@@ -136,7 +139,7 @@ func choose(names []string) ([]part, error) {
 			}
 		}
 		if !found {
-			return nil, fmt.Errorf("there is no part %q; parts are go, http, e2e, reference", name)
+			return nil, fmt.Errorf("there is no part %q; parts are go, http, e2e, reference, telemetry", name)
 		}
 	}
 	return chosen, nil

@@ -122,7 +122,7 @@ func TestUsage_ofThisProcess(t *testing.T) {
 
 func TestRun_mistakesAreExplained(t *testing.T) {
 	for args, want := range map[string]string{
-		"walk":                     `there is no part "walk"; parts are go, http, e2e, reference`,
+		"walk":                     `there is no part "walk"; parts are go, http, e2e, reference, telemetry`,
 		"-bin /nowhere http":       "there is no program /nowhere/loadgen; run make build",
 		"-bin /nowhere e2e":        "there is no program /nowhere/millrace; run make build",
 		"-bin /nowhere -bogus e2e": "flag provided but not defined",
