@@ -30,7 +30,8 @@ import (
 //
 // An error is {"detail":"..."}: 422 for a body that breaks a rule, 404 for a view or
 // service that does not exist, 413 for too much, 503 with Retry-After when Redis or
-// the warehouse is away.
+// the warehouse is away; 401 and 429 where function.Access asks for a token or bounds
+// the rate.
 
 // APIConfig bounds the requests of the feature API.
 type APIConfig struct {
@@ -66,15 +67,27 @@ var openAPI []byte
 //go:embed docs.html
 var docs []byte
 
-func (a *api) routes(mux *http.ServeMux) {
-	for path, answer := range map[string]func(context.Context, []byte, []byte) ([]byte, error){
+func (a *api) calls() map[string]func(context.Context, []byte, []byte) ([]byte, error) {
+	return map[string]func(context.Context, []byte, []byte) ([]byte, error){
 		"/features":            a.features,
 		"/get-online-features": a.getOnlineFeatures,
 		"/push":                a.push,
 		"/materialize":         a.materialize,
-	} {
+	}
+}
+
+// routes are those that a token may be asked for.
+func (a *api) routes(mux *http.ServeMux) {
+	for path, answer := range a.calls() {
 		mux.HandleFunc("POST "+path, a.handle(path, answer))
-		if a.AllowOrigin != "" {
+	}
+}
+
+// openRoutes are open to everybody. Browsers send no token when they ask whether a page
+// may call.
+func (a *api) openRoutes(mux *http.ServeMux) {
+	if a.AllowOrigin != "" {
+		for path := range a.calls() {
 			mux.HandleFunc("OPTIONS "+path, a.preflight)
 		}
 	}
@@ -96,7 +109,7 @@ func (a *api) preflight(w http.ResponseWriter, _ *http.Request) {
 	h := w.Header()
 	h.Set("Access-Control-Allow-Origin", a.AllowOrigin)
 	h.Set("Access-Control-Allow-Methods", "POST")
-	h.Set("Access-Control-Allow-Headers", "Content-Type")
+	h.Set("Access-Control-Allow-Headers", "Content-Type, Authorization")
 	w.WriteHeader(http.StatusNoContent)
 }
 

@@ -14,7 +14,9 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/millrace-dev/millrace/shared/features"
+	"github.com/millrace-dev/millrace/shared/function"
 	"github.com/millrace-dev/millrace/shared/online"
+	"github.com/millrace-dev/millrace/shared/testkit/redistest"
 )
 
 // same compares two JSON texts by their values.
@@ -272,6 +274,49 @@ func TestOpenAPIDescribesWhatIsThere(t *testing.T) {
 		// It works where there is no other network.
 		if outside := regexp.MustCompile(`(src|href)="(https?:)?//`).FindString(string(body)); outside != "" {
 			t.Errorf("%s refers to %s", path, outside)
+		}
+	}
+}
+
+// Everything but the description asks for a token where there are any, and browsers
+// may still ask whether a page may call.
+func TestTokensAreAskedFor(t *testing.T) {
+	h := &harness{t: t, redis: redistest.Start(t), access: function.Access{Tokens: "test:0123456789abcdef"}, origin: "https://shop.example"}
+	h.serve(nil)
+	ask := func(method, path, token string) *http.Response {
+		r, err := http.NewRequestWithContext(t.Context(), method, h.url+path, strings.NewReader("{}"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if token != "" {
+			r.Header.Set("Authorization", "Bearer "+token)
+		}
+		answer, err := http.DefaultClient.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = answer.Body.Close()
+		return answer
+	}
+	for _, path := range []string{"/features", "/get-online-features", "/push", "/materialize"} {
+		if got := ask(http.MethodPost, path, "").StatusCode; got != http.StatusUnauthorized {
+			t.Errorf("%s without a token: %d", path, got)
+		}
+		if got := ask(http.MethodPost, path, "0123456789abcdef").StatusCode; got == http.StatusUnauthorized {
+			t.Errorf("%s with a token: %d", path, got)
+		}
+		answer := ask(http.MethodOptions, path, "")
+		if h := answer.Header; answer.StatusCode != http.StatusNoContent || !strings.Contains(h.Get("Access-Control-Allow-Headers"), "Authorization") {
+			t.Errorf("%s before a call of another page: %d %v", path, answer.StatusCode, h)
+		}
+		operation := regexp.MustCompile(`(?s)"` + path + `": \{.*?"401": .*?"429": `)
+		if !operation.Match(openAPI) {
+			t.Errorf("%s: 401 and 429 are not described", path)
+		}
+	}
+	for _, path := range []string{"/openapi.json", "/docs", "/healthz"} {
+		if got := ask(http.MethodGet, path, "").StatusCode; got != http.StatusOK {
+			t.Errorf("%s: %d", path, got)
 		}
 	}
 }

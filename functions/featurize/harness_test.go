@@ -43,6 +43,9 @@ type harness struct {
 	store  *online.Store
 	filler *filler
 	serial int
+
+	access function.Access
+	origin string // whose pages may use the API
 }
 
 // start starts the function; db may be nil.
@@ -71,11 +74,12 @@ func (h *harness) serve(db *warehouse.DB) {
 	}
 	h.filler = newFiller(t.Context(), h.store, db, m, slog.New(slog.DiscardHandler))
 	f := &featurizer{name: "featurize", store: h.store, filler: h.filler, metrics: m, now: time.Now}
-	api, err := newAPI(APIConfig{MaxEntities: 1000, MaxBody: 1 << 20}, h.store, h.filler, m)
+	api, err := newAPI(APIConfig{MaxEntities: 1000, MaxBody: 1 << 20, AllowOrigin: h.origin}, h.store, h.filler, m)
 	if err != nil {
 		t.Fatal(err)
 	}
-	server, err := function.New(function.Config{Name: "featurize"}, f, function.WithReady(h.filler.ready), function.WithRoutes(api.routes))
+	server, err := function.New(function.Config{Name: "featurize"}, f, function.WithReady(h.filler.ready),
+		function.WithAccess(h.access), function.WithRoutes(api.routes), function.WithOpenRoutes(api.openRoutes))
 	if err != nil {
 		t.Fatal(err)
 	}

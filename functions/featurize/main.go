@@ -12,7 +12,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"net/http"
 	"os"
 	"time"
 
@@ -28,6 +27,8 @@ type Config struct {
 	Function function.Config
 	Online   online.Config
 	API      APIConfig
+	// Access guards the feature API, but not its description.
+	Access function.Access
 
 	// DatabaseURL is the warehouse, from which the online store is filled; without
 	// it there is no materialisation, and a Redis that has lost its data begins anew.
@@ -73,5 +74,7 @@ func run(ctx context.Context) error {
 	}
 	return function.Run(ctx, c.Function, f,
 		function.WithReady(filler.ready),
-		function.WithRoutes(func(mux *http.ServeMux) { api.routes(mux) }))
+		function.WithAccess(c.Access),
+		function.WithRoutes(api.routes),
+		function.WithOpenRoutes(api.openRoutes))
 }

@@ -41,6 +41,9 @@ import (
 // are read where they are needed: for s3:// and when REDIS_URL is set.
 type Config struct {
 	Function function.Config
+	// Access guards what is asked over HTTP, but not the description and whether the
+	// function is well.
+	Access function.Access
 
 	// URI is where the bundle is: file:///folder, s3://bucket/prefix, or, in the image,
 	// kodata:///folder. The bundle there may be replaced by another, bundle.json last.
@@ -127,7 +130,8 @@ func run(ctx context.Context) error {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	p.start(ctx)
-	err = function.Run(ctx, c.Function, p, function.WithReady(p.ready), function.WithRoutes(p.routes), function.WithQuickPosts("/predict", "/v1/models/", "/v2/models/"))
+	err = function.Run(ctx, c.Function, p, function.WithReady(p.ready), function.WithAccess(c.Access),
+		function.WithRoutes(p.routes), function.WithOpenRoutes(p.openRoutes), function.WithQuickPosts("/predict", "/v1/models/", "/v2/models/"))
 	if p.payloads != nil {
 		limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainPayloads)
 		defer cancel()

@@ -214,9 +214,9 @@ func readBody(r *http.Request) ([]byte, int, error) {
 // endpoint is one route's work: the status and what to write as JSON.
 type endpoint func(*http.Request) (int, any)
 
-// routes adds the function's own routes.
-func (p *predictor) routes(mux *http.ServeMux) {
-	add := func(pattern, protocol string, e endpoint) {
+// adder adds routes to mux that count their requests.
+func (p *predictor) adder(mux *http.ServeMux) func(pattern, protocol string, e endpoint) {
+	return func(pattern, protocol string, e endpoint) {
 		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
 			start := time.Now()
 			status, body := e(r)
@@ -224,6 +224,20 @@ func (p *predictor) routes(mux *http.ServeMux) {
 			p.counts.request(r.Context(), protocol, status, start)
 		})
 	}
+}
+
+// openRoutes adds the routes that ask nobody for a token.
+func (p *predictor) openRoutes(mux *http.ServeMux) {
+	add := p.adder(mux)
+	mux.HandleFunc("GET /openapi.json", static("application/json", openAPI))
+	mux.HandleFunc("GET /docs", static("text/html; charset=utf-8", docs))
+	add("GET /v2/health/live", "v2", func(*http.Request) (int, any) { return http.StatusOK, map[string]bool{"live": true} })
+	add("GET /v2/health/ready", "v2", p.v2Ready)
+}
+
+// routes adds the function's other routes.
+func (p *predictor) routes(mux *http.ServeMux) {
+	add := p.adder(mux)
 	logged := func(e endpoint) endpoint {
 		if p.payloads == nil {
 			return e
@@ -232,8 +246,6 @@ func (p *predictor) routes(mux *http.ServeMux) {
 	}
 	add("POST /predict", "predict", logged(p.postPredict))
 	add("GET /models", "models", p.getModels)
-	mux.HandleFunc("GET /openapi.json", static("application/json", openAPI))
-	mux.HandleFunc("GET /docs", static("text/html; charset=utf-8", docs))
 
 	for _, model := range []string{"/v2/models/{model}", "/v2/models/{model}/versions/{version}"} {
 		add("GET "+model, "v2", p.v2Model)
@@ -241,8 +253,6 @@ func (p *predictor) routes(mux *http.ServeMux) {
 		add("POST "+model+"/infer", "v2", logged(p.v2Infer))
 	}
 	add("GET /v2", "v2", p.v2Server)
-	add("GET /v2/health/live", "v2", func(*http.Request) (int, any) { return http.StatusOK, map[string]bool{"live": true} })
-	add("GET /v2/health/ready", "v2", p.v2Ready)
 
 	add("GET /v1/models", "v1", p.v1Models)
 	add("GET /v1/models/{model}", "v1", p.v1Model)

@@ -67,7 +67,7 @@ func start(t testing.TB, c Config, store lookup) started {
 	ctx, stop := context.WithCancel(context.Background())
 	t.Cleanup(stop)
 	p.start(ctx)
-	s, err := function.New(c.Function, p, function.WithReady(p.ready), function.WithRoutes(p.routes))
+	s, err := function.New(c.Function, p, function.WithReady(p.ready), function.WithAccess(c.Access), function.WithRoutes(p.routes), function.WithOpenRoutes(p.openRoutes))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -610,11 +610,13 @@ func TestCanaryGetsItsShare(t *testing.T) {
 			t.Fatal(err)
 		}
 		by := map[string]int64{}
-		for _, m := range all.ScopeMetrics[0].Metrics {
-			if sum, ok := m.Data.(metricdata.Sum[int64]); ok && (m.Name == "predict.predictions" || m.Name == "predict.shadow.dropped") {
-				for _, p := range sum.DataPoints {
-					role, _ := p.Attributes.Value("role")
-					by[m.Name+" "+role.AsString()] += p.Value
+		for _, scope := range all.ScopeMetrics {
+			for _, m := range scope.Metrics {
+				if sum, ok := m.Data.(metricdata.Sum[int64]); ok && (m.Name == "predict.predictions" || m.Name == "predict.shadow.dropped") {
+					for _, p := range sum.DataPoints {
+						role, _ := p.Attributes.Value("role")
+						by[m.Name+" "+role.AsString()] += p.Value
+					}
 				}
 			}
 		}
@@ -707,6 +709,40 @@ func TestOpenAPIDescribesEveryRoute(t *testing.T) {
 	for _, path := range []string{"/predict", "/models", "/v2/models/{model}/infer", "/v2/models/{model}/versions/{version}/infer", "/v1/models/{model}:predict"} {
 		if doc.Paths[path] == nil {
 			t.Errorf("%s is not described", path)
+		}
+	}
+}
+
+// What is described as open is, and everything else asks for a token where there are any.
+func TestAccessIsAsDescribed(t *testing.T) {
+	_, uri := folder(t, modeltest.Shop(t, "7", 0.25))
+	s := start(t, Config{URI: uri, Access: function.Access{Tokens: "test:0123456789abcdef"}}, nil)
+	s.waitFor(t, s.live, "7")
+	_, body := do(t, "GET", s.url+"/openapi.json", "")
+	type operation struct {
+		Security  *[]map[string][]string
+		Responses map[string]json.RawMessage
+	}
+	var doc struct {
+		Paths map[string]map[string]operation
+	}
+	if err := json.Unmarshal([]byte(body), &doc); err != nil {
+		t.Fatal(err)
+	}
+	replace := strings.NewReplacer("{model}", "purchase_prediction_model", "{version}", "7")
+	for path, methods := range doc.Paths {
+		for method, o := range methods {
+			status, answer := do(t, strings.ToUpper(method), s.url+replace.Replace(path), "[]")
+			open := o.Security != nil && len(*o.Security) == 0
+			if open != (status != http.StatusUnauthorized) {
+				t.Errorf("%s %s: %d %s", method, path, status, answer)
+			}
+			if _, said := o.Responses["401"]; said == open {
+				t.Errorf("%s %s: the description of 401 is wrong", method, path)
+			}
+			if _, said := o.Responses["429"]; said == open {
+				t.Errorf("%s %s: the description of 429 is wrong", method, path)
+			}
 		}
 	}
 }
