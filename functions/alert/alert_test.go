@@ -17,6 +17,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/millrace-dev/millrace/shared/events"
+	"github.com/millrace-dev/millrace/shared/testkit/receiver"
 )
 
 func TestAlert_isRaisedOnceForAGroupAndAnsweredAlikeAgain(t *testing.T) {
@@ -137,7 +138,7 @@ func TestAlert_resolvesByQuietAndStartsAnew(t *testing.T) {
 
 func TestAlert_severityRises(t *testing.T) {
 	db := database(t)
-	r := newReceiver(t, fine)
+	r := receiver.New(t, fine)
 	a := start(t, db, map[string]string{"ALERT_SLACK_URL": r.URL}) // from MEDIUM
 	handle(t, a, anomalyEvent("1", "s", "cpu", "low", 1))
 	handle(t, a, anomalyEvent("2", "s", "cpu", "high", 2))
@@ -174,7 +175,7 @@ func TestAlert_rateBoundsWhatIsTold(t *testing.T) {
 // lost on the way back and sent again: each alert is there once and told once.
 func TestAlerts_areExactlyOnceUnderRedeliveryAndRestarts(t *testing.T) {
 	db := database(t)
-	hook := newReceiver(t, func(n int) int {
+	hook := receiver.New(t, func(n int) int {
 		if n%5 == 3 {
 			return http.StatusBadGateway
 		}
@@ -280,12 +281,11 @@ func TestAlerts_areExactlyOnceUnderRedeliveryAndRestarts(t *testing.T) {
 	})
 	stop()
 	<-done
-	hook.mu.Lock()
-	defer hook.mu.Unlock()
-	if len(hook.keys) != len(groups) {
-		t.Errorf("the webhook took %d different deliveries, of %d alerts", len(hook.keys), len(groups))
+	took := deliveries(hook)
+	if len(took) != len(groups) {
+		t.Errorf("the webhook took %d different deliveries, of %d alerts", len(took), len(groups))
 	}
-	for key, n := range hook.keys {
+	for key, n := range took {
 		if n != 1 {
 			t.Errorf("delivery %s was taken %d times", key, n)
 		}
@@ -324,7 +324,7 @@ func TestInvalidEvents_areCheap(t *testing.T) {
 func TestSinkThatFails_isTriedAgainAndHoldsNothingUp(t *testing.T) {
 	db := database(t)
 	// The first delivery is refused twice, the second for good.
-	hook := newReceiver(t, func(n int) int { return []int{503, 429, 200, 400, 200}[min(n, 4)] })
+	hook := receiver.New(t, func(n int) int { return []int{503, 429, 200, 400, 200}[min(n, 4)] })
 	dead := httptest.NewServer(nil)
 	dead.Close()
 	a := start(t, db, map[string]string{"ALERT_WEBHOOK_URL": hook.URL, "ALERT_SLACK_URL": dead.URL})
@@ -338,10 +338,10 @@ func TestSinkThatFails_isTriedAgainAndHoldsNothingUp(t *testing.T) {
 		a.wakeAll()
 	}
 	handle(t, a, anomalyEvent("1", "srv-1", "cpu", "high", 1))
-	eventually(t, "the first delivery", func() bool { hurry(); return hook.count() >= 3 })
+	eventually(t, "the first delivery", func() bool { hurry(); return len(hook.Requests()) >= 3 })
 	handle(t, a, anomalyEvent("2", "srv-2", "cpu", "high", 1))
 	handle(t, a, anomalyEvent("3", "srv-3", "cpu", "high", 1))
-	eventually(t, "the others", func() bool { hurry(); return hook.count() >= 5 })
+	eventually(t, "the others", func() bool { hurry(); return len(hook.Requests()) >= 5 })
 	eventually(t, "what became of them", func() bool {
 		return slices.Equal(rowsOf(t, db, `SELECT sent_at IS NOT NULL, failed_at IS NOT NULL, attempts, coalesce(error, '') FROM alerts.deliveries WHERE sink = 'webhook' ORDER BY delivery_id`),
 			[]string{"true false 3 ", "false true 1 it answered 400 Bad Request: ", "true false 1 "})
@@ -363,7 +363,7 @@ func TestSinkThatFails_isTriedAgainAndHoldsNothingUp(t *testing.T) {
 // lease is over, not before.
 func TestDelivery_ofAKilledProcessIsTakenOver(t *testing.T) {
 	db := database(t)
-	hook := newReceiver(t, fine)
+	hook := receiver.New(t, fine)
 	a := start(t, db, map[string]string{"ALERT_WEBHOOK_URL": hook.URL})
 	handle(t, a, anomalyEvent("1", "srv-1", "cpu", "high", 1))
 	s := a.sinks["webhook"]
@@ -391,17 +391,17 @@ func TestDelivery_ofAKilledProcessIsTakenOver(t *testing.T) {
 
 func TestSinks_getTheirShapes(t *testing.T) {
 	db := database(t)
-	hook := newReceiver(t, fine)
+	hook := receiver.New(t, fine)
 	addresses := map[string]string{"ALERT_WEBHOOK_URL": hook.URL + "/hook", "ALERT_SLACK_URL": hook.URL + "/slack", "ALERTMANAGER_URL": hook.URL + "/am/"}
 	a := start(t, db, addresses)
 	ctx, stop := context.WithCancel(t.Context())
 	done := a.start(ctx)
 	defer func() { stop(); <-done }()
 	handle(t, a, anomalyEvent("1", "srv<1>&", "cpu", "high", 1))
-	eventually(t, "three requests", func() bool { return hook.count() == 3 })
+	eventually(t, "three requests", func() bool { return len(hook.Requests()) == 3 })
 	handle(t, a, overEvent("2", "srv<1>&", "cpu", 9))
-	eventually(t, "six requests", func() bool { return hook.count() == 6 })
-	got := hook.all()
+	eventually(t, "six requests", func() bool { return len(hook.Requests()) == 6 })
+	got := bodies(hook)
 	slices.Sort(got)
 	decode := func(at int, path string, to any) {
 		t.Helper()

@@ -4,11 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"io"
 	"net/http"
-	"net/http/httptest"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -16,11 +13,17 @@ import (
 
 	"github.com/millrace-dev/millrace/shared/events"
 	"github.com/millrace-dev/millrace/shared/function"
+	"github.com/millrace-dev/millrace/shared/testkit/child"
 	"github.com/millrace-dev/millrace/shared/testkit/pgtest"
+	"github.com/millrace-dev/millrace/shared/testkit/receiver"
 	"github.com/millrace-dev/millrace/shared/warehouse"
 )
 
-func TestMain(m *testing.M) { pgtest.Main(m) }
+func TestMain(m *testing.M) {
+	if !child.Main(main) {
+		pgtest.Main(m)
+	}
+}
 
 func database(t testing.TB) *warehouse.DB {
 	t.Helper()
@@ -152,42 +155,23 @@ func eventually(t testing.TB, what string, ok func() bool) {
 	}
 }
 
-// receiver is a real HTTP server that notes what it gets.
-type receiver struct {
-	*httptest.Server
-	mu     sync.Mutex
-	bodies []string
-	keys   map[string]int
-	answer func(n int) int // the status of the n-th request
-}
-
-func newReceiver(t testing.TB, answer func(n int) int) *receiver {
-	r := &receiver{keys: map[string]int{}, answer: answer}
-	r.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
-		body, _ := io.ReadAll(req.Body)
-		r.mu.Lock()
-		defer r.mu.Unlock()
-		status := r.answer(len(r.bodies))
-		r.bodies = append(r.bodies, req.URL.Path+" "+string(body))
-		if status/100 == 2 {
-			r.keys[req.Header.Get("Idempotency-Key")]++
-		}
-		w.WriteHeader(status)
-	}))
-	t.Cleanup(r.Close)
-	return r
-}
-
 func fine(int) int { return http.StatusOK }
 
-func (r *receiver) count() int {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return len(r.bodies)
+// bodies are the requests that a sink got, as path and body.
+func bodies(r *receiver.Receiver) (list []string) {
+	for _, req := range r.Requests() {
+		list = append(list, req.Path+" "+string(req.Body))
+	}
+	return list
 }
 
-func (r *receiver) all() []string {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return append([]string(nil), r.bodies...)
+// deliveries counts what a sink accepted, by delivery.
+func deliveries(r *receiver.Receiver) map[string]int {
+	keys := map[string]int{}
+	for _, req := range r.Requests() {
+		if req.Accepted() {
+			keys[req.Header.Get("Idempotency-Key")]++
+		}
+	}
+	return keys
 }

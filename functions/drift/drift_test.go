@@ -5,14 +5,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -27,73 +25,24 @@ import (
 	"github.com/millrace-dev/millrace/shared/model"
 	"github.com/millrace-dev/millrace/shared/registry"
 	"github.com/millrace-dev/millrace/shared/sink"
+	"github.com/millrace-dev/millrace/shared/testkit/child"
 	"github.com/millrace-dev/millrace/shared/testkit/pgtest"
+	"github.com/millrace-dev/millrace/shared/testkit/receiver"
 	"github.com/millrace-dev/millrace/shared/warehouse"
 )
 
-func TestMain(m *testing.M) { pgtest.Main(m) }
-
-// broker is a real HTTP server that notes the events it gets.
-type broker struct {
-	*httptest.Server
-	mu   sync.Mutex
-	got  []events.Message
-	down bool
+func TestMain(m *testing.M) {
+	if !child.Main(main) {
+		pgtest.Main(m)
+	}
 }
 
-func newBroker(t testing.TB) *broker {
-	b := &broker{}
-	b.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		body, _ := io.ReadAll(r.Body)
-		b.mu.Lock()
-		defer b.mu.Unlock()
-		if b.down {
-			w.WriteHeader(http.StatusServiceUnavailable)
-			return
-		}
-		if r.Header.Get("Content-Type") == events.ContentTypeBatch {
-			list, err := events.ParseBatch(body)
-			if err != nil {
-				t.Error(err)
-			}
-			b.got = append(b.got, list...)
-		} else if m, err := events.FromHTTP(r.Header, body); err != nil {
-			t.Error(err)
-		} else {
-			b.got = append(b.got, m)
-		}
-		w.WriteHeader(http.StatusAccepted)
-	}))
-	t.Cleanup(b.Close)
-	return b
-}
-
-// take gives what has come since it was asked last, as type, subject and state.
-func (b *broker) take() (list []string) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	for i := range b.got {
-		m := &b.got[i]
+// toldOf are the events that have come since it was asked last, as type, subject and state.
+func toldOf(b *receiver.Receiver) (list []string) {
+	for _, m := range b.Take() {
 		list = append(list, strings.TrimSuffix(strings.TrimPrefix(m.Get("type"), "dev.millrace.drift."), ".v1")+" "+m.Get("subject")+" "+m.Get("state"))
 	}
-	b.got = nil
 	return list
-}
-
-func (b *broker) ids() map[string]int {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	ids := map[string]int{}
-	for i := range b.got {
-		ids[b.got[i].Get("id")]++
-	}
-	return ids
-}
-
-func (b *broker) set(down bool) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.down = down
 }
 
 // known gives baselines that a test has made.
@@ -117,7 +66,7 @@ func TestRegistryIsAway(t *testing.T) {
 		t.Fatalf("error %v, want %v", err, errUnknown)
 	}
 	away := unknown{errors.Join(errUnknown, errors.New("connection refused"))}
-	m, _ := start(t, newBroker(t), away, func(*plan) {})
+	m, _ := start(t, receiver.New(t, nil), away, func(*plan) {})
 	at := time.Date(2026, 1, 5, 12, 0, 0, 0, time.UTC)
 	if err := m.tick(t.Context(), at); err != nil {
 		t.Errorf("a tick without the registry: %v", err)
@@ -134,7 +83,7 @@ type unknown struct{ err error }
 
 func (u unknown) of(context.Context, *watched) (*baseline, error) { return nil, u.err }
 
-func start(t testing.TB, b *broker, base baselines, change func(*plan)) (*monitor, *warehouse.DB) {
+func start(t testing.TB, b *receiver.Receiver, base baselines, change func(*plan)) (*monitor, *warehouse.DB) {
 	t.Helper()
 	db, err := warehouse.Config{URL: pgtest.URL(t), MaxConns: 4}.Open(context.Background())
 	if err != nil {
@@ -235,7 +184,7 @@ func sim(t testing.TB, change datacenter.Drift) *datacenter.Sim {
 // A stream's data drifts and comes back: each window is measured once, whatever comes
 // twice or late; drift is told of once, and its end.
 func TestStream_driftIsToldOfOnceAndItsEnd(t *testing.T) {
-	b := newBroker(t)
+	b := receiver.New(t, nil)
 	m, db := start(t, b, known{}, func(p *plan) {
 		only(p, "stream/datacenter-server")
 		p.Window, p.Every, p.Hold, p.MinRows = 10*time.Minute, 5*time.Minute, 2, 300
@@ -252,15 +201,15 @@ func TestStream_driftIsToldOfOnceAndItsEnd(t *testing.T) {
 	servers(t, db, calm, live.Add(-20*time.Minute), live, 30*time.Second)
 	servers(t, db, busy, live, live.Add(30*time.Minute), 30*time.Second)
 	servers(t, db, calm, live.Add(30*time.Minute), live.Add(time.Hour), 30*time.Second)
-	var told []string
+	var came []string
 	for at := live; !at.After(live.Add(time.Hour)); at = at.Add(5 * time.Minute) {
 		if at.Equal(live.Add(15 * time.Minute)) {
 			// The Broker is away: what was measured waits.
-			b.set(true)
+			b.Away(true)
 			if err := tick(t, m, at); err == nil {
 				t.Fatal("the tick must come again")
 			}
-			b.set(false)
+			b.Away(false)
 		}
 		for range 2 { // again
 			if err := tick(t, m, at.Add(time.Second)); err != nil {
@@ -270,15 +219,18 @@ func TestStream_driftIsToldOfOnceAndItsEnd(t *testing.T) {
 		if err := tick(t, m, at.Add(-7*time.Minute)); err != nil { // late
 			t.Fatal(err)
 		}
-		for id, n := range b.ids() {
-			if n != 1 {
-				t.Errorf("event %s was sent %d times", id, n)
-			}
+		came = append(came, toldOf(b)...)
+	}
+	ids := map[string]bool{}
+	for _, m := range b.Events() {
+		if id := m.Get("id"); ids[id] {
+			t.Errorf("event %s was sent twice", id)
+		} else {
+			ids[id] = true
 		}
-		told = append(told, b.take()...)
 	}
 	var states []string
-	for _, s := range told {
+	for _, s := range came {
 		what, _, _ := strings.Cut(s, " ")
 		states = append(states, what+s[strings.LastIndexByte(s, ' '):])
 	}
@@ -349,7 +301,7 @@ func TestStream_driftIsToldOfOnceAndItsEnd(t *testing.T) {
 // A model of a number that is wrong is drift, though nothing that it is told looks
 // different; and rows of anomalies that ended do not count.
 func TestRegression_isJudgedByItsErrors(t *testing.T) {
-	b := newBroker(t)
+	b := receiver.New(t, nil)
 	base := &baseline{version: "4", rows: 50_000, training: model.Training{From: live.AddDate(0, 0, -4), To: live, Rows: 50_000},
 		features: []model.Feature{{Name: "cpu_usage_percent", Type: model.Float}},
 		known:    []model.Distribution{{Name: "cpu_usage_percent", Edges: []float64{30}, Counts: []int64{25_000, 25_000}}},
@@ -398,7 +350,7 @@ func TestRegression_isJudgedByItsErrors(t *testing.T) {
 	if got := rowsOf(t, db, `SELECT model_version, over, state, consecutive FROM drift.windows ORDER BY window_end DESC LIMIT 1`); got[0] != "5 false stable -1" {
 		t.Error(got)
 	}
-	if got := b.take(); !slices.Contains(got, "detected power_prediction_model detected") {
+	if got := toldOf(b); !slices.Contains(got, "detected power_prediction_model detected") {
 		t.Error(got)
 	}
 }
@@ -406,7 +358,7 @@ func TestRegression_isJudgedByItsErrors(t *testing.T) {
 // The purchase model with the bundle that ships, against features drawn from its
 // baseline, and then against others.
 func TestPurchaseModel_isMeasuredAgainstItsBundle(t *testing.T) {
-	b := newBroker(t)
+	b := receiver.New(t, nil)
 	m, db := start(t, b, &bundles{alias: "current", data: "kodata"}, func(p *plan) {
 		only(p, "purchase_prediction_model")
 		p.Window, p.Every, p.Hold, p.MinRows = 5*time.Minute, 5*time.Minute, 1, 1000
@@ -514,7 +466,7 @@ func TestPurchaseModel_isMeasuredAgainstItsBundle(t *testing.T) {
 // Each model of the plan has a bundle that ships, whose features its table has; and
 // without rows of its days nothing of a seasonal model counts.
 func TestModelsThatShip_canBeMeasured(t *testing.T) {
-	b := newBroker(t)
+	b := receiver.New(t, nil)
 	m, db := start(t, b, &bundles{alias: "current", data: "kodata"}, func(p *plan) { p.MinRows = 100 })
 	calm := sim(t, datacenter.Drift{})
 	servers(t, db, calm, live.Add(-time.Hour), live, time.Minute)
@@ -549,12 +501,12 @@ func TestModelsThatShip_canBeMeasured(t *testing.T) {
 }
 
 func TestNothingThere_isNoFailure(t *testing.T) {
-	b := newBroker(t)
+	b := receiver.New(t, nil)
 	m, db := start(t, b, known{}, func(*plan) {})
 	if err := tick(t, m, live); err != nil {
 		t.Error(err)
 	}
-	if got := rowsOf(t, db, `SELECT count(*) FROM drift.windows`); got[0] != "0" || len(b.take()) != 0 {
+	if got := rowsOf(t, db, `SELECT count(*) FROM drift.windows`); got[0] != "0" || len(toldOf(b)) != 0 {
 		t.Error(got)
 	}
 	if err := m.Handle(t.Context(), []event.Event{event.New()})[0].Err; err == nil {

@@ -16,6 +16,7 @@ import (
 	"github.com/millrace-dev/millrace/infra/loadgen/datacenter"
 	"github.com/millrace-dev/millrace/shared/events"
 	"github.com/millrace-dev/millrace/shared/model"
+	"github.com/millrace-dev/millrace/shared/testkit/receiver"
 )
 
 // Servers take more power for the same work: drift notices it in the errors of the
@@ -28,7 +29,7 @@ func TestDrift_leadsToTraining(t *testing.T) {
 	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", program, "../train-trigger").CombinedOutput(); err != nil {
 		t.Fatalf("building train-trigger: %v\n%s", err, out)
 	}
-	b := newBroker(t)
+	b := receiver.New(t, nil)
 	base := &baseline{version: "1", rows: 50_000, training: model.Training{From: live.AddDate(0, 0, -1), To: live, Rows: 50_000},
 		features: []model.Feature{{Name: "cpu_usage_percent", Type: model.Float}},
 		known:    []model.Distribution{{Name: "cpu_usage_percent", Edges: []float64{30}, Counts: []int64{25_000, 25_000}}},
@@ -101,13 +102,11 @@ func TestDrift_leadsToTraining(t *testing.T) {
 		if err := tick(t, m, at); err != nil {
 			t.Fatal(err)
 		}
-		b.mu.Lock()
-		for i := range b.got {
-			if b.got[i].Get("type") == events.DriftDetected {
-				found, after = &b.got[i], at.Sub(live)
+		for _, m := range b.Take() {
+			if m.Get("type") == events.DriftDetected {
+				found, after = &m, at.Sub(live)
 			}
 		}
-		b.mu.Unlock()
 	}
 	if found == nil || found.Get("subject") != "power_prediction_model" || after <= 0 {
 		t.Fatalf("detected after %s: %v", after, found)
@@ -116,12 +115,10 @@ func TestDrift_leadsToTraining(t *testing.T) {
 	until("train-trigger", func() bool { return post(found) == http.StatusAccepted || post(found) == http.StatusOK })
 	asked := 0
 	until("training.requested", func() bool {
-		b.mu.Lock()
-		defer b.mu.Unlock()
 		ids := map[string]bool{}
-		for i := range b.got {
-			if b.got[i].Get("type") == events.TrainingRequested && b.got[i].Get("subject") == "power_prediction_model" {
-				ids[b.got[i].Get("id")] = true
+		for _, m := range b.Events() {
+			if m.Get("type") == events.TrainingRequested && m.Get("subject") == "power_prediction_model" {
+				ids[m.Get("id")] = true
 			}
 		}
 		asked = len(ids)

@@ -110,6 +110,9 @@ func run(ctx context.Context) error {
 	}
 	defer db.Close()
 	m := &monitor{name: c.Function.Name, plan: p, db: db, bundles: b, sink: out, store: store, bucket: c.Bucket, lag: c.Lag, retention: c.Retention}
+	if err := m.metrics.register(); err != nil {
+		return err
+	}
 	return function.Run(ctx, c.Function, m, function.WithReady(db.Ready), function.WithRoutes(func(mux *http.ServeMux) {
 		mux.HandleFunc("GET /reports", m.serveReports)
 		mux.HandleFunc("GET /reports/{report...}", m.serveReport)

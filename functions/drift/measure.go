@@ -126,7 +126,8 @@ func measure(ctx context.Context, tx pgx.Tx, p *plan, w *watched, b *baseline, n
 	for i, name := range w.metrics {
 		list[i].name = name
 	}
-	past := window{now.From.AddDate(0, 0, -p.StreamDays), now.From}
+	// Not what came just before: once drifted, it would say that drift is usual.
+	past := window{now.From.AddDate(0, 0, -p.StreamDays), now.From.Add(-time.Hour)}
 	if b != nil {
 		var err error
 		if list, err = columnsOf(b.features); err != nil {

@@ -32,6 +32,7 @@ type monitor struct {
 	store          *lake.Store // nil without one
 	bucket         string
 	lag, retention time.Duration
+	metrics        metrics
 
 	mu   sync.Mutex
 	said map[string]string    // the last failure of a model
@@ -155,7 +156,8 @@ func (m *monitor) watch(ctx context.Context, w *watched, now window) error {
 			return err
 		}
 	}
-	return pgx.BeginFunc(ctx, m.db, func(tx pgx.Tx) error {
+	var kept *Report
+	err := pgx.BeginFunc(ctx, m.db, func(tx pgx.Tx) error {
 		var free bool
 		if err := tx.QueryRow(ctx, "SELECT pg_try_advisory_xact_lock(hashtextextended('millrace drift ' || $1, 0))", w.Name).Scan(&free); err != nil {
 			return fmt.Errorf("waiting for others: %w", err)
@@ -181,8 +183,13 @@ func (m *monitor) watch(ctx context.Context, w *watched, now window) error {
 		for i := len(past) - 1; i >= 0; i-- {
 			r.Past = append(r.Past, Past{past[i].to, past[i].share, past[i].state})
 		}
+		kept = r
 		return keep(ctx, tx, r)
 	})
+	if err == nil && kept != nil {
+		m.metrics.note(kept)
+	}
+	return err
 }
 
 // row is a former window.

@@ -5,6 +5,10 @@
 // The server listens on a Unix socket only and does not sync to disk: what it says
 // about durability means nothing. Tests are skipped, with the reason, where the
 // programs are missing.
+//
+// With TEST_TIMESCALE, the folder of infra/postgres/timescale with what it needs
+// installed, each test gets a PostgreSQL with TimescaleDB instead; `make test-timescale`
+// sets it.
 package pgtest
 
 import (
@@ -47,6 +51,9 @@ func Main(m *testing.M) {
 // database lives until the binary ends.
 func URL(t testing.TB) string {
 	t.Helper()
+	if Timescale() {
+		return startTimescale(t)
+	}
 	once.Do(func() { server, failure = start() })
 	if errors.Is(failure, pgserver.ErrUnavailable) {
 		t.Skip(failure)
@@ -92,18 +99,35 @@ func (p *process) url(database string) string {
 }
 
 func (p *process) stop() {
-	_ = p.cmd.Process.Signal(syscall.SIGQUIT) // at once: nothing of it is kept
-	<-p.end
+	p.crash() // nothing of it is kept
 	_ = os.RemoveAll(p.dir)
 }
 
+// crash ends the server at once, without writing what it holds in memory.
+func (p *process) crash() {
+	_ = p.cmd.Process.Signal(syscall.SIGQUIT)
+	<-p.end
+}
+
 func start() (*process, error) {
-	// Short: the path of a socket may have 107 bytes.
-	dir, err := os.MkdirTemp("/tmp", "pgtest")
+	s, dir, err := initialised()
 	if err != nil {
 		return nil, err
 	}
-	s, err := pgserver.Open(filepath.Join(dir, "data"))
+	return launch(s, dir, map[string]string{
+		"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off",
+		"max_wal_size": "4GB", "shared_buffers": "1GB", "wal_level": "logical", "log_min_messages": "panic",
+	})
+}
+
+// initialised makes the data folder of a server, in a folder that is removed with it.
+func initialised() (s *pgserver.Server, dir string, err error) {
+	// Short: the path of a socket may have 107 bytes.
+	dir, err = os.MkdirTemp("/tmp", "pgtest")
+	if err != nil {
+		return nil, "", err
+	}
+	s, err = pgserver.Open(filepath.Join(dir, "data"))
 	if err == nil {
 		err = s.Give(dir)
 	}
@@ -112,14 +136,16 @@ func start() (*process, error) {
 	}
 	if err != nil {
 		_ = os.RemoveAll(dir)
-		return nil, err
+		return nil, "", err
 	}
+	return s, dir, nil
+}
+
+// launch starts a server on a data folder and waits until it answers.
+func launch(s *pgserver.Server, dir string, settings map[string]string) (*process, error) {
 	p := &process{dir: dir, end: make(chan struct{})}
-	path, args := s.Command(map[string]string{
-		"unix_socket_directories": dir, "listen_addresses": "",
-		"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off",
-		"max_wal_size": "4GB", "shared_buffers": "1GB", "wal_level": "logical", "log_min_messages": "panic",
-	})
+	settings["unix_socket_directories"], settings["listen_addresses"] = dir, ""
+	path, args := s.Command(settings)
 	p.cmd = exec.Command(path, args...)
 	p.cmd.Dir = dir
 	// The kernel sends it with the death of the thread that started the server.
