@@ -119,6 +119,7 @@ func (s *Steps) keep(ctx context.Context, tx pgx.Tx, layer string, o object, loa
 	if err != nil {
 		return fmt.Errorf("keeping the report: %w", err)
 	}
+	s.metrics.checked(ctx, layer, len(failures), report)
 	return nil
 }
 

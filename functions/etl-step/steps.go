@@ -33,6 +33,7 @@ type Steps struct {
 	suites   map[string]*quality.Suite
 	bucket   atomic.Bool // that of the reports is there
 	sweeper  *sweeper    // nil when there is nowhere to send to
+	metrics  *metrics
 	// Each holds a token a step that is under way. A step of gold waits for the others in
 	// the database if it has to, but of one process's no more than one need do that.
 	turns, goldTurn chan struct{}
@@ -58,6 +59,9 @@ func NewSteps(db *warehouse.DB, store *lake.Store, function, reports, suites str
 	s := &Steps{db: db, store: store, function: function, reports: reports,
 		turns: make(chan struct{}, atOnce), goldTurn: make(chan struct{}, 1)}
 	var err error
+	if s.metrics, err = newMetrics(); err != nil {
+		return nil, err
+	}
 	if s.suites, err = quality.Parse(text); err != nil {
 		return nil, err
 	}
@@ -303,8 +307,10 @@ func (s *Steps) do(ctx context.Context, st *step, o object, eventID string) (out
 		if _, noteErr := s.db.Exec(note, finish, run, failed, 0, strings.ToValidUTF8(err.Error(), "\ufffd"), time.Since(began).Seconds()); noteErr != nil {
 			slog.WarnContext(ctx, "a failed run could not be noted", "error", noteErr)
 		}
+		s.metrics.ran(ctx, st.name, failed, 0, began)
 		return out, err
 	}
+	s.metrics.ran(ctx, st.name, out.state, out.rows, began)
 	level := slog.LevelInfo
 	if out.rows == 0 && out.state == succeeded {
 		level = slog.LevelDebug

@@ -31,7 +31,8 @@ type versionCounts struct{ attributes metric.MeasurementOption }
 func newInstruments() (*instruments, error) {
 	m := otel.Meter("github.com/millrace-dev/millrace/functions/predict")
 	var i instruments
-	tenths := []float64{0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1}
+	// Tenths for probabilities, more for values such as watts.
+	values := []float64{0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1, 10, 50, 100, 150, 200, 250, 300, 400, 500, 750, 1000}
 	for _, make := range []func() error{
 		func() (err error) {
 			i.predictions, err = m.Int64Counter("predict.predictions", metric.WithUnit("{prediction}"),
@@ -39,7 +40,7 @@ func newInstruments() (*instruments, error) {
 			return
 		},
 		func() (err error) {
-			i.scores, err = m.Float64Histogram("predict.score", metric.WithExplicitBucketBoundaries(tenths...),
+			i.scores, err = m.Float64Histogram("predict.score", metric.WithExplicitBucketBoundaries(values...),
 				metric.WithDescription("Predicted values by model, version and role; of several classes the last one's."))
 			return
 		},
@@ -86,6 +87,24 @@ func newInstruments() (*instruments, error) {
 		}
 	}
 	return &i, nil
+}
+
+// served tells which versions the slots serve, and since when.
+func served(slots func() []*slot) error {
+	_, err := otel.Meter("github.com/millrace-dev/millrace/functions/predict").Float64ObservableGauge("predict.model.loaded.timestamp", metric.WithUnit("s"),
+		metric.WithDescription("Since when a version serves here, by model, version and role, as Unix time."),
+		metric.WithFloat64Callback(func(_ context.Context, o metric.Float64Observer) error {
+			for _, s := range slots() {
+				if v := s.current.Load(); v != nil {
+					o.Observe(float64(v.loaded.UnixMilli())/1000, v.counts.attributes)
+				}
+			}
+			return nil
+		}))
+	if err != nil {
+		return fmt.Errorf("making metrics: %w", err)
+	}
+	return nil
 }
 
 func (i *instruments) version(role string, v *version) versionCounts {

@@ -73,6 +73,9 @@ func newPredictor(c *Config, store lookup) (*predictor, error) {
 			return nil, err
 		}
 	}
+	if err := served(p.slots); err != nil {
+		return nil, err
+	}
 	return p, nil
 }
 

@@ -37,6 +37,7 @@ type learner struct {
 	// reached is called between any two steps that last. A test makes it fail there, as
 	// if the process had died.
 	reached func(step string) error
+	metrics *metrics // nil counts nothing
 
 	mu     sync.Mutex
 	looked map[string]time.Time // when the rows of a model were counted for gold
@@ -661,27 +662,28 @@ func (l *learner) decide(ctx context.Context, tx pgx.Tx, d decision) error {
 // sendAtOnce bounds the events of one transaction.
 const sendAtOnce = 20
 
+// unsent is a decision whose event is to be sent.
+type unsent struct {
+	ID              int64
+	Model, Decision string
+	Event           json.RawMessage
+}
+
 // send sends the events of decisions whose effect is there, in their order.
 func (l *learner) send(ctx context.Context) error {
 	for {
-		n := 0
+		var list []unsent
 		err := pgx.BeginFunc(ctx, l.db, func(tx pgx.Tx) error {
-			rows, err := tx.Query(ctx, `SELECT decision_id, event FROM learning.decisions
+			rows, err := tx.Query(ctx, `SELECT decision_id, model, decision, event FROM learning.decisions
 				WHERE event IS NOT NULL AND sent_at IS NULL AND (decision NOT IN ('promote', 'rollback') OR moved_at IS NOT NULL)
 				ORDER BY decision_id LIMIT $1 FOR UPDATE SKIP LOCKED`, sendAtOnce)
 			if err != nil {
 				return err
 			}
-			type unsent struct {
-				ID    int64
-				Event json.RawMessage
-			}
-			list, err := pgx.CollectRows(rows, pgx.RowToStructByPos[unsent])
-			if err != nil || len(list) == 0 {
+			if list, err = pgx.CollectRows(rows, pgx.RowToStructByPos[unsent]); err != nil || len(list) == 0 {
 				return err
 			}
-			n = len(list)
-			ids, messages := make([]int64, n), make([]events.Message, n)
+			ids, messages := make([]int64, len(list)), make([]events.Message, len(list))
 			for i, u := range list {
 				ids[i] = u.ID
 				if messages[i], err = events.ParseJSON(u.Event); err != nil {
@@ -703,7 +705,10 @@ func (l *learner) send(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("sending what was decided: %w", err)
 		}
-		if n < sendAtOnce {
+		for _, u := range list {
+			l.metrics.decided(ctx, u.Model, u.Decision, 1)
+		}
+		if len(list) < sendAtOnce {
 			return nil
 		}
 	}

@@ -16,7 +16,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/kelseyhightower/envconfig"
@@ -98,8 +100,13 @@ func run(ctx context.Context) error {
 		return err
 	}
 	defer db.Close()
+	counts, err := newMetrics(slices.Collect(maps.Keys(policies)))
+	if err != nil {
+		return err
+	}
 	l := &learner{
-		db: db, registry: reg, sink: to, policies: policies,
+		metrics: counts,
+		db:      db, registry: reg, sink: to, policies: policies,
 		function: c.Function.Name, alias: c.Alias, now: time.Now, reached: func(string) error { return nil },
 	}
 	a := newAPI(l, c.Token)

@@ -52,6 +52,7 @@ type instruments struct {
 	lag      metric.Float64Histogram
 	size     metric.Int64Histogram
 	inFlight atomic.Int64
+	ready    atomic.Int64 // nanoseconds from the process's start to its first readiness; 0: not yet
 
 	types atomic.Pointer[map[string]*typeSeries] // copied on write
 	mu    sync.Mutex                             // of the writers
@@ -109,8 +110,22 @@ func newInstruments(provider metric.MeterProvider) (*instruments, error) {
 	if err != nil {
 		return nil, fmt.Errorf("making the metrics: %w", err)
 	}
+	_, err = m.Float64ObservableGauge("function.start", metric.WithUnit("s"),
+		metric.WithDescription("From the start of the process until it was ready for the first time, which is its share of a cold start."),
+		metric.WithFloat64Callback(func(_ context.Context, o metric.Float64Observer) error {
+			if took := time.Duration(i.ready.Load()); took > 0 {
+				o.Observe(took.Seconds())
+			}
+			return nil
+		}))
+	if err != nil {
+		return nil, fmt.Errorf("making the metrics: %w", err)
+	}
 	return i, nil
 }
+
+// began is close to when the process began: nothing but Go's own start is before it.
+var began = time.Now()
 
 // series finds the series of a type. Unknown types get their own as long as there
 // is room and the event was not refused: senders must not choose the labels.

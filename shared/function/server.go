@@ -289,5 +289,6 @@ func (s *Server) readyz(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
+	s.metrics.ready.CompareAndSwap(0, int64(time.Since(began)))
 	_, _ = io.WriteString(w, "ready\n")
 }

@@ -114,7 +114,7 @@ func Setup(ctx context.Context, service string) (*Telemetry, error) {
 	if err != nil {
 		return nil, fmt.Errorf("making the Prometheus exporter: %w", err)
 	}
-	metrics := []sdkmetric.Option{sdkmetric.WithResource(res), sdkmetric.WithReader(exporter)}
+	metrics := []sdkmetric.Option{sdkmetric.WithResource(res), sdkmetric.WithReader(exporter), sdkmetric.WithCardinalityLimit(maxSeries)}
 	if collector() {
 		sender, err := otlpmetrichttp.New(ctx)
 		if err != nil {
@@ -179,6 +179,10 @@ func (t *Telemetry) Shutdown(ctx context.Context) error {
 	}
 	return nil
 }
+
+// maxSeries bounds the series of one metric in one process, whatever its labels are fed
+// from: what comes after them is one series with the label otel_metric_overflow.
+const maxSeries = 1000
 
 // Sampling is how spans are chosen that are recorded. What has a parent goes by its
 // parent: a trace is there from its first span to its last or not at all.

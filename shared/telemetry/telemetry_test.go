@@ -5,11 +5,14 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
 
 	"go.opentelemetry.io/otel"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/metric"
 	"go.opentelemetry.io/otel/trace"
 )
 
@@ -177,5 +180,39 @@ func TestDisabledLeavesLogsOnly(t *testing.T) {
 	set.MetricsHandler().ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/metrics", nil))
 	if set.Traces != nil || w.Code != http.StatusOK || w.Body.Len() > 0 {
 		t.Errorf("traces %v, metrics %d %q", set.Traces, w.Code, w.Body)
+	}
+}
+
+// A label that is fed from input cannot fill the memory of a process, nor Prometheus.
+func TestSeriesAreBounded(t *testing.T) {
+	set, err := Setup(t.Context(), "svc")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer shutdown(t, set)
+	counter, err := otel.Meter("test").Int64Counter("things.seen")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 3 * maxSeries {
+		counter.Add(t.Context(), 1, metric.WithAttributes(attribute.Int("who", i)))
+	}
+	w := httptest.NewRecorder()
+	set.MetricsHandler().ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/metrics", nil))
+	series, sum := 0, 0
+	for line := range strings.Lines(w.Body.String()) {
+		if labels, value, ok := strings.Cut(strings.TrimSpace(line), "} "); ok && strings.HasPrefix(labels, "things_seen_total{") {
+			n, err := strconv.Atoi(value)
+			if err != nil {
+				t.Fatal(err)
+			}
+			series, sum = series+1, sum+n
+		}
+	}
+	if series > maxSeries || sum != 3*maxSeries {
+		t.Errorf("%d series that add up to %d, want at most %d and %d", series, sum, maxSeries, 3*maxSeries)
+	}
+	if !strings.Contains(w.Body.String(), `otel_metric_overflow="true"`) {
+		t.Error("what is above the bound is not told")
 	}
 }
