@@ -6,6 +6,7 @@ import (
 	"regexp"
 	"strings"
 
+	certmanagerv1 "github.com/cert-manager/cert-manager/pkg/apis/certmanager/v1"
 	"go.yaml.in/yaml/v3"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -19,18 +20,19 @@ import (
 	sourcesv1 "knative.dev/eventing/pkg/apis/sources/v1"
 	"knative.dev/pkg/apis"
 	servingv1 "knative.dev/serving/pkg/apis/serving/v1"
+	servingv1beta1 "knative.dev/serving/pkg/apis/serving/v1beta1"
 	kjson "sigs.k8s.io/json"
 	syaml "sigs.k8s.io/yaml"
 )
 
-// types knows every kind that may be in a manifest: Knative's, ours for Kafka,
-// and Kubernetes' own.
+// types knows every kind that may be in a manifest: Knative's, cert-manager's, ours for
+// Kafka, and Kubernetes' own.
 var types = func() *runtime.Scheme {
 	s := runtime.NewScheme()
 	for _, add := range []func(*runtime.Scheme) error{
-		kubernetes.AddToScheme, servingv1.AddToScheme, eventingv1.AddToScheme,
+		kubernetes.AddToScheme, servingv1.AddToScheme, servingv1beta1.AddToScheme, eventingv1.AddToScheme,
 		eventingv1alpha1.AddToScheme, sourcesv1.AddToScheme, sinksv1alpha1.AddToScheme,
-		addKafkaToScheme,
+		certmanagerv1.AddToScheme, addKafkaToScheme,
 	} {
 		if err := add(s); err != nil {
 			panic(err) // two kinds of one name: a mistake in the list above
