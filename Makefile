@@ -176,7 +176,7 @@ bench: build ## Go benchmarks of the hot paths and one end-to-end report
 .PHONY: otel
 otel:
 	@mkdir -p $(BIN)
-	cd infra/otel && go build -trimpath -ldflags '-s -w' -o ../../$(BIN)/otel .
+	cd infra/otel && go build -o ../../$(BIN)/otel .
 
 .PHONY: bench-telemetry
 bench-telemetry: build otel ## What telemetry costs in CPU time, off and on side by side, with a real Collector and without (BENCH_SECONDS, ROUNDS)
