@@ -18,6 +18,7 @@ import (
 	"knative.dev/eventing/pkg/apis/feature"
 	sinksv1alpha1 "knative.dev/eventing/pkg/apis/sinks/v1alpha1"
 	sourcesv1 "knative.dev/eventing/pkg/apis/sources/v1"
+	networkingv1alpha1 "knative.dev/networking/pkg/apis/networking/v1alpha1"
 	"knative.dev/pkg/apis"
 	servingv1 "knative.dev/serving/pkg/apis/serving/v1"
 	servingv1beta1 "knative.dev/serving/pkg/apis/serving/v1beta1"
@@ -32,7 +33,7 @@ var types = func() *runtime.Scheme {
 	for _, add := range []func(*runtime.Scheme) error{
 		kubernetes.AddToScheme, servingv1.AddToScheme, servingv1beta1.AddToScheme, eventingv1.AddToScheme,
 		eventingv1alpha1.AddToScheme, sourcesv1.AddToScheme, sinksv1alpha1.AddToScheme,
-		certmanagerv1.AddToScheme, addKafkaToScheme,
+		certmanagerv1.AddToScheme, networkingv1alpha1.AddToScheme, addKafkaToScheme,
 	} {
 		if err := add(s); err != nil {
 			panic(err) // two kinds of one name: a mistake in the list above
