@@ -9,7 +9,11 @@ import (
 	"math"
 )
 
-const stateFormat = 1
+// Formats of states. The first has no levels from before open anomalies.
+const (
+	stateFormat  = 2
+	oldestFormat = 1
+)
 
 // VersionBytes is how many bytes a stored state starts with that are its version and
 // nothing else, so that a store can compare them.
@@ -35,6 +39,9 @@ func (p *Plan) AppendState(b []byte, s *State) []byte {
 			b = binary.LittleEndian.AppendUint16(b, uint16(d))
 		}
 		b = append(b, t.phase)
+		if t.phase == open {
+			b = binary.LittleEndian.AppendUint64(b, math.Float64bits(t.before))
+		}
 		b = binary.AppendVarint(b, t.began)
 		b = binary.AppendVarint(b, t.ended)
 		b = binary.LittleEndian.AppendUint64(b, math.Float64bits(t.peak))
@@ -63,7 +70,8 @@ func (p *Plan) AppendState(b []byte, s *State) []byte {
 func (p *Plan) ParseState(b []byte) (*State, error) {
 	r := reader{b: b}
 	s := &State{Version: r.uint64()}
-	if format := r.byte(); format != stateFormat && r.err == nil {
+	format := r.byte()
+	if (format < oldestFormat || format > stateFormat) && r.err == nil {
 		return nil, fmt.Errorf("state: format %d is not known here", format)
 	}
 	n := int(r.byte())
@@ -81,7 +89,7 @@ func (p *Plan) ParseState(b []byte) (*State, error) {
 	}
 	p.clear(s)
 	for range r.count(1 << 12) {
-		var t track
+		t := track{before: math.NaN()}
 		for i := range t.distance {
 			t.distance[i] = unknown
 		}
@@ -91,13 +99,16 @@ func (p *Plan) ParseState(b []byte) (*State, error) {
 			t.distance[i] = int16(r.uint16())
 		}
 		t.phase = r.byte()
+		if t.phase == open && format > oldestFormat {
+			t.before = r.float64()
+		}
 		t.began, t.ended = r.varint(), r.varint()
 		t.peak = r.float64()
 		t.points, t.rest = r.count(1<<40), r.count(1<<20)
 		if r.err != nil {
 			break
 		}
-		if t.phase >= phases || math.IsInf(t.level, 0) || !(t.peak >= 0 && t.peak <= 1) || t.began > maxMicro || t.began < -maxMicro {
+		if t.phase >= phases || math.IsInf(t.level, 0) || math.IsInf(t.before, 0) || !(t.peak >= 0 && t.peak <= 1) || t.began > maxMicro || t.began < -maxMicro {
 			return nil, errors.New("state: a channel is damaged")
 		}
 		for c := range p.Channels {
@@ -137,7 +148,7 @@ const maxMicro = maxMilli * 1000
 func (p *Plan) clear(s *State) {
 	s.channels = make([]track, len(p.Channels))
 	for c := range s.channels {
-		s.channels[c].level = math.NaN()
+		s.channels[c].level, s.channels[c].before = math.NaN(), math.NaN()
 		for i := range s.channels[c].distance {
 			s.channels[c].distance[i] = unknown
 		}

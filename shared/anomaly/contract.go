@@ -1,6 +1,7 @@
 package anomaly
 
 import (
+	"cmp"
 	"fmt"
 	"math"
 	"slices"
@@ -32,6 +33,7 @@ func NewPlan(c *contract.Contract, forest *Forest) (*Plan, error) {
 	set(&p.Limits.Alarm, d.Alarm)
 	set(&p.Limits.Warn, d.Warn)
 	set(&p.Limits.AlarmPoints, d.Points)
+	p.Limits.Usual = p.Limits.Warn / cmp.Or(p.Training.Margin, 1)
 	p.Limits.AlarmOf = 2*p.Limits.AlarmPoints - 1
 	set(&p.Limits.Clear, d.Clear)
 	set(&p.Limits.CoolDown, d.CoolDown)

@@ -52,9 +52,11 @@ type Limits struct {
 	// on one side.
 	Warn       float64
 	WarnPoints int
-	// Clear is how many readings in a row have to be nearer than Warn for an anomaly to
-	// be over.
+	// Clear is how many readings in a row have to be nearer than Usual for an anomaly to
+	// be over. Usual is Warn without the margin that the warning has over what usual
+	// readings come to: where what is odd varies much, some of it does not get to Warn.
 	Clear int
+	Usual float64
 	// CoolDown is for how many readings after that nothing new is said, unless it is
 	// more severe.
 	CoolDown int
@@ -68,7 +70,7 @@ type Limits struct {
 // DefaultLimits are those of contracts that say nothing else. The score is a fifth of
 // the distance, so that an alarm is at least high, and a warning low or medium.
 func DefaultLimits() Limits {
-	return Limits{Alarm: 3, AlarmPoints: 1, AlarmOf: 1, Warn: 2, WarnPoints: 3, Clear: 5, CoolDown: 36,
+	return Limits{Alarm: 3, AlarmPoints: 1, AlarmOf: 1, Warn: 2, WarnPoints: 3, Clear: 5, Usual: 2, CoolDown: 36,
 		Follow: 2 * time.Hour, Apart: 30 * time.Minute}
 }
 
@@ -146,6 +148,10 @@ func (d Expectation) Judge(l *Limits, e *Entity, r *Reading, level float64, sinc
 		// A reading that is far off pulls no more than one at the warning, and after a
 		// gap no more than after a step.
 		residual = min(max(residual, -l.Warn*m.Down), l.Warn*m.Up)
+		if math.Abs(j.Distance) >= l.Usual {
+			// What is odd becomes the usual only if it stays for long.
+			residual /= oddPull
+		}
 		j.Level += residual * -math.Expm1(-float64(min(since, m.Step))/float64(l.Follow))
 	}
 	return j

@@ -40,6 +40,7 @@ const (
 // track is the state of one channel.
 type track struct {
 	level    float64 // NaN at first
+	before   float64 // the level when the open anomaly began, NaN if there is none
 	distance [ring]int16
 	phase    uint8
 	// Of the anomaly that is open, or was last:
@@ -89,8 +90,8 @@ const (
 	keptEvents   = 64
 )
 
-// openPull is by how much slower a level follows while something is odd.
-const openPull = 8
+// oddPull is by how much slower a level follows what is odd.
+const oddPull = 8
 
 // Outcome is how a reading was taken.
 type Outcome uint8
@@ -144,12 +145,7 @@ func (p *Plan) Observe(s *State, e *Entity, r *Reading, to []Event) (events []Ev
 	first := len(to)
 	for c := range p.Channels {
 		t := &s.channels[c]
-		follow := since
-		if t.phase == open {
-			// What is odd becomes the usual only if it stays for long.
-			follow /= openPull
-		}
-		j := p.Channels[c].Detector.Judge(&p.Limits, e, r, t.level, follow)
+		j := p.judge(c, t, e, r, since)
 		t.distance[i] = unknown
 		if j.Known {
 			known++
@@ -158,7 +154,7 @@ func (p *Plan) Observe(s *State, e *Entity, r *Reading, to []Event) (events []Ev
 				t.level = j.Level
 			}
 		}
-		to = p.advance(s, c, i, r, &j, to)
+		to = p.advance(s, c, i, e, r, &j, to)
 	}
 	for _, event := range to[first:] {
 		s.log = append(s.log, said{cause: at, version: s.Version, event: event})
@@ -167,6 +163,21 @@ func (p *Plan) Observe(s *State, e *Entity, r *Reading, to []Event) (events []Ev
 		s.log = slices.Delete(s.log, 0, n-keptEvents)
 	}
 	return to, New, known
+}
+
+// judge asks a channel's detector. While something is odd nobody knows yet whether it
+// stays: beside the level that follows, the one from before counts, so that what is as
+// it was is usual, however long it was not.
+func (p *Plan) judge(c int, t *track, e *Entity, r *Reading, since time.Duration) Judgement {
+	d := p.Channels[c].Detector
+	j := d.Judge(&p.Limits, e, r, t.level, since)
+	if t.phase == open && !math.IsNaN(t.before) {
+		if back := d.Judge(&p.Limits, e, r, t.before, 0); back.Known && math.Abs(back.Distance) < math.Abs(j.Distance) {
+			back.Level = j.Level
+			return back
+		}
+	}
+	return j
 }
 
 // again appends what was said of a reading before.
@@ -196,7 +207,7 @@ func (s *State) Open() int {
 }
 
 // advance takes a channel on, after the reading at place i was put among the others.
-func (p *Plan) advance(s *State, c, i int, r *Reading, j *Judgement, to []Event) []Event {
+func (p *Plan) advance(s *State, c, i int, e *Entity, r *Reading, j *Judgement, to []Event) []Event {
 	t, l := &s.channels[c], &p.Limits
 	last := len(s.points) - 1
 	if !j.Known {
@@ -232,11 +243,17 @@ func (p *Plan) advance(s *State, c, i int, r *Reading, j *Judgement, to []Event)
 		case t.phase == cooling && severer(score, t.peak) <= 0:
 		default:
 			t.phase, t.began, t.ended, t.peak, t.points = open, when, 0, score, 1+last-at
+			t.before = t.level
 			to = append(to, Event{Detected, p.describe(c, t, r, j, "")})
 		}
 	}
 	if t.phase == open && p.over(s, c) {
 		t.phase, t.ended, t.rest = cooling, s.points[last].at, l.CoolDown
+		// What the anomaly taught is forgotten, unless it is the new usual.
+		if back := p.Channels[c].Detector.Judge(l, e, r, t.before, 0); !math.IsNaN(t.before) && back.Known && math.Abs(back.Distance) < l.Usual {
+			t.level = t.before
+		}
+		t.before = math.NaN()
 		a := p.describe(c, t, r, j, "")
 		when := time.UnixMicro(t.ended).UTC()
 		a.Resolved, a.ResolvedAt, a.Details.Points = true, &when, t.points
@@ -312,12 +329,16 @@ const meanOf = 5
 
 // over tells whether the newest readings are usual ones again.
 func (p *Plan) over(s *State, c int) bool {
-	t := &s.channels[c]
+	t, ch := &s.channels[c], &p.Channels[c]
+	near := p.Limits.Usual
+	if ch.Calm {
+		near = p.Limits.Warn
+	}
 	usual := 0
 	for i := len(s.points) - 1; i >= 0 && usual < p.Limits.Clear; i-- {
 		switch d := t.distance[i]; {
 		case d == unknown:
-		case p.Channels[c].Rule && d != 0, math.Abs(float64(d))/100 >= p.Limits.Warn:
+		case ch.Rule && d != 0, math.Abs(float64(d))/100 >= near:
 			return false
 		default:
 			usual++

@@ -2,9 +2,11 @@ package anomaly
 
 import (
 	"bytes"
+	"encoding/binary"
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -262,6 +264,63 @@ func TestTheLevelFollows(t *testing.T) {
 	}
 	if level := s.channels[0].level; math.Abs(level-6) > 0.1 {
 		t.Errorf("the level is %g", level)
+	}
+}
+
+// What is odd now and then, however often, is odd the next time too, and what is as it
+// was before is not.
+func TestAnomaliesDoNotBecomeTheUsual(t *testing.T) {
+	p, e := flat()
+	p.Limits.Follow, p.Limits.Usual = time.Hour, 1.2
+	var s State
+	var events []Event
+	rng := rand.New(rand.NewPCG(1, 1))
+	for i := range 30_000 { // two thirds of nearly two days
+		v := rng.Float64() - 0.5
+		if i%100 >= 33 {
+			v += 1.5 + 2*rng.Float64() // now below the warning, now above the alarm
+		}
+		events, _, _ = p.Observe(&s, e, reading(i, v), events)
+	}
+	for _, event := range events {
+		if event.Kind == Detected && event.Anomaly.Details.Z < 0 {
+			t.Fatalf("usual readings are odd: %+v", event.Anomaly)
+		}
+	}
+	if level := s.channels[0].level; math.Abs(level) > 0.5 {
+		t.Errorf("the level is %g", level)
+	}
+}
+
+// States that were kept before levels were remembered are read.
+func TestStateOfTheFirstFormat(t *testing.T) {
+	p, e := flat()
+	var s State
+	for i := range 4 {
+		p.Observe(&s, e, reading(i, float64(i/3)*4.5), nil)
+	}
+	if s.Open() != 1 {
+		t.Fatal("nothing is open")
+	}
+	now := p.AppendState(nil, &s)
+	room := make([]byte, 8)
+	binary.LittleEndian.PutUint64(room, math.Float64bits(s.channels[0].before))
+	at := bytes.LastIndex(now[:len(now)-1], append([]byte{open}, room...)) + 1
+	old := slices.Concat(now[:at], now[at+8:])
+	old[VersionBytes] = 1
+	got, err := p.ParseState(old)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if b := got.channels[0].before; !math.IsNaN(b) {
+		t.Errorf("the level before is %g", b)
+	}
+	var events []Event
+	for i := 4; i < 9; i++ {
+		events, _, _ = p.Observe(got, e, reading(i, 0), events)
+	}
+	if got := told(events); got != "resolved@8 critical" {
+		t.Errorf("%q", got)
 	}
 }
 
