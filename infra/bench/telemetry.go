@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -20,7 +21,7 @@ type telemetryFlags struct {
 }
 
 func (f *telemetryFlags) flags(fs *flag.FlagSet) {
-	fs.IntVar(&f.rounds, "telemetry-rounds", 7, "how often each kind of telemetry is measured beside the others, over HTTP; in the runner a third as often, 3 times at least")
+	fs.IntVar(&f.rounds, "telemetry-rounds", 30, "how often each kind of telemetry is measured beside the others, over HTTP; in the runner a tenth as often, 3 times at least")
 	fs.Uint64Var(&f.events, "telemetry-events", 100_000, "events that go through the runner, a measurement; 0 leaves the runner out")
 }
 
@@ -92,7 +93,8 @@ func (b *bench) telemetryOverHTTP(ctx context.Context, variants []variant, notes
 			return nil, fmt.Errorf("%s: %w", v.name, err)
 		}
 	}
-	window := time.Duration(b.seconds / 4 * float64(time.Second))
+	// Short windows, so that what disturbs a round disturbs all of it.
+	window := time.Duration(b.seconds / 20 * float64(time.Second))
 	var sections []section
 	for _, l := range []struct {
 		name string
@@ -105,7 +107,7 @@ func (b *bench) telemetryOverHTTP(ctx context.Context, variants []variant, notes
 		costs, err := b.rounds(variants, b.telemetry.rounds+1, func(i int) (float64, error) {
 			cfg := l.loadConfig
 			cfg.address = functions[i].address
-			before, err := processUsage(functions[i].cmd.Process.Pid)
+			before, err := threadsCPU(functions[i].cmd.Process.Pid)
 			if err != nil {
 				return 0, err
 			}
@@ -113,14 +115,14 @@ func (b *bench) telemetryOverHTTP(ctx context.Context, variants []variant, notes
 			if err != nil {
 				return 0, err
 			}
-			after, err := processUsage(functions[i].cmd.Process.Pid)
+			after, err := threadsCPU(functions[i].cmd.Process.Pid)
 			if err != nil {
 				return 0, err
 			}
 			if result.bad() > 0 {
 				return 0, fmt.Errorf("%d requests failed: %v", result.bad(), result.refused)
 			}
-			return perMillion(after.cpu-before.cpu, result.requests*uint64(cfg.events)), nil
+			return perMillion(after-before, result.requests*uint64(cfg.events)), nil
 		})
 		if err != nil {
 			return sections, fmt.Errorf("%s: %w", l.name, err)
@@ -141,7 +143,7 @@ func (b *bench) telemetryInTheRunner(ctx context.Context, variants []variant, no
 	const part = "raw topic to verdict topics"
 	s := section{Title: fmt.Sprintf("telemetry's cost, the local runner, %s, %s events as fast as possible", part, thousands(int64(b.telemetry.events))), Notes: notes}
 	run := 0
-	costs, err := b.rounds(variants, max(3, b.telemetry.rounds/3), func(i int) (cost float64, err error) {
+	costs, err := b.rounds(variants, max(3, b.telemetry.rounds/10), func(i int) (cost float64, err error) {
 		run++
 		p, err := b.startPlatform(ctx, e2ePart{title: part, functions: "validate,deadletter"}, variants[i].env...)
 		if err != nil {
@@ -165,6 +167,28 @@ func (b *bench) telemetryInTheRunner(ctx context.Context, variants []variant, no
 	}
 	s.Rows = compared(variants, costs)
 	return s, nil
+}
+
+// threadsCPU is the CPU time of a process, to the nanosecond, as long as none of its
+// threads ends, which those of Go's programs rarely do.
+func threadsCPU(pid int) (sum time.Duration, err error) {
+	paths, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", pid))
+	if err != nil || len(paths) == 0 {
+		return 0, fmt.Errorf("process %d has no threads that the kernel counts (%w)", pid, err)
+	}
+	for _, path := range paths {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			return 0, err
+		}
+		used, _, _ := strings.Cut(string(text), " ")
+		n, err := strconv.ParseInt(used, 10, 64)
+		if err != nil {
+			return 0, fmt.Errorf("%s: %w", path, err)
+		}
+		sum += time.Duration(n)
+	}
+	return sum, nil
 }
 
 // rounds measures each variant once a round, in an order that turns. The result has the

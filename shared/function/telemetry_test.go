@@ -182,11 +182,27 @@ func TestFlagOfTraceContexts(t *testing.T) {
 		"00-00000000000000000000000000000000-b7ad6b7169203331-01": {},
 		"00-0af7651916cd43dd8448eb211c80319c-0000000000000000-01": {},
 		"00-0AF7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01": {},
-		string(appendUnsampled(nil)):                              {false, true},
+		new(unsampled).next(1): {false, true},
 	} {
 		if sampled, known := flag(parent); sampled != want[0] || known != want[1] {
 			t.Errorf("%q: sampled %t, known %t", parent, sampled, known)
 		}
+	}
+}
+
+func TestTracesThatAreNotRecordedHaveIDsOfTheirOwn(t *testing.T) {
+	var u unsampled
+	seen := map[string]bool{}
+	const n = 1000
+	for i := range n {
+		parent := u.next(n - i)
+		if sampled, known := flag(parent); sampled || !known {
+			t.Fatalf("%q: sampled %t, known %t", parent, sampled, known)
+		}
+		seen[parent[3:35]] = true
+	}
+	if len(seen) != n {
+		t.Errorf("%d trace ids of %d traces", len(seen), n)
 	}
 }
 

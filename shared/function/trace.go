@@ -4,6 +4,7 @@ import (
 	"context"
 	"math/rand/v2"
 	"net/http"
+	"strings"
 
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/codes"
@@ -71,7 +72,7 @@ type hop struct {
 func (t *tracer) start(h http.Header, ms []events.Message) []hop {
 	hops := make([]hop, len(ms))
 	header := h.Get(traceParent)
-	var undecided []byte // trace contexts of the events that are not recorded
+	var decided unsampled
 	for i := range ms {
 		if !t.sampling.BySDK {
 			sampled, known := flag(ms[i].Get(traceParent))
@@ -80,11 +81,7 @@ func (t *tracer) start(h http.Header, ms []events.Message) []hop {
 			}
 			if !known {
 				if sampled = rand.Float64() < t.sampling.Ratio; !sampled { //nolint:gosec // not a secret
-					if undecided == nil {
-						undecided = make([]byte, 0, contextLen*(len(ms)-i))
-					}
-					undecided = appendUnsampled(undecided)
-					hops[i].parent = string(undecided[len(undecided)-contextLen:])
+					hops[i].parent = decided.next(len(ms) - i)
 				}
 			}
 			if !sampled {
@@ -146,21 +143,39 @@ func flag(parent string) (sampled, known bool) {
 	return digit&1 == 1, true
 }
 
-// appendUnsampled appends the traceparent of a trace that is not recorded.
-func appendUnsampled(b []byte) []byte {
-	b = append(b, "00-"...)
-	b = appendHex(appendHex(b, rand.Uint64()|1), rand.Uint64()) //nolint:gosec // an id, not a secret; all zeros are invalid
-	b = append(b, '-')
-	b = appendHex(b, rand.Uint64()|1) //nolint:gosec // the same
-	return append(b, "-00"...)
+// unsampled makes the trace contexts of a request's traces that are not recorded: each
+// has an id of its own, of which only the first is drawn, since a batch has many.
+type unsampled struct {
+	text  strings.Builder // all so far
+	form  [contextLen]byte
+	count uint32
 }
 
-func appendHex(b []byte, n uint64) []byte {
-	const digits = "0123456789abcdef"
-	for shift := 60; shift >= 0; shift -= 4 {
-		b = append(b, digits[n>>shift&15])
+// next makes one more. At most left are to come, this one among them.
+func (u *unsampled) next(left int) string {
+	if u.text.Len() == 0 {
+		u.text.Grow(contextLen * left)
+		u.count = rand.Uint32()
+		copy(u.form[:], "00-")
+		putHex(u.form[3:19], rand.Uint64()|1) // all zeros are invalid
+		putHex(u.form[19:27], uint64(rand.Uint32()))
+		u.form[35] = '-'
+		putHex(u.form[36:52], rand.Uint64()|1)
+		copy(u.form[52:], "-00")
 	}
-	return b
+	u.count++
+	putHex(u.form[27:35], uint64(u.count))
+	u.text.Write(u.form[:])
+	return u.text.String()[u.text.Len()-contextLen:]
+}
+
+// putHex fills b with the lowest digits of n.
+func putHex(b []byte, n uint64) {
+	const digits = "0123456789abcdef"
+	for i := len(b) - 1; i >= 0; i-- {
+		b[i] = digits[n&15]
+		n >>= 4
+	}
 }
 
 // join gives a handler call its context: the span of its only event, or a span of
