@@ -27,8 +27,12 @@ const (
 	setupName = "learning-setup"
 )
 
-// retrySetup is how long a failed installation rests.
-const retrySetup = 5 * time.Minute
+// retrySetup is how long a failed installation rests, lookSetup how often it is looked
+// meanwhile whether somebody else has made the environment.
+const (
+	retrySetup = 5 * time.Minute
+	lookSetup  = 2 * time.Second
+)
 
 // learning is what trains models: the trainer and, unless the user names another, an
 // MLflow server, both from one Python environment that is made in the background. Where
@@ -39,6 +43,7 @@ type learning struct {
 	event func(part, text string, bad bool)
 	venv  string
 	ready chan struct{} // closed when the environment is there
+	rest  time.Duration // after an installation that failed
 
 	mu     sync.Mutex
 	state  string // see LearningStatus
@@ -56,7 +61,7 @@ func (w *parts) ownRegistry() bool { return w.learns() && os.Getenv("MLFLOW_TRAC
 
 func newLearning(w *parts, sup *supervise.Supervisor, event func(part, text string, bad bool)) *learning {
 	return &learning{
-		parts: w, sup: sup, event: event, ready: make(chan struct{}), state: "waiting",
+		parts: w, sup: sup, event: event, ready: make(chan struct{}), rest: retrySetup, state: "waiting",
 		// Beside the checkout's own, not below the state: it is the same for all.
 		venv: or(os.Getenv("MILLRACE_TRAINING_VENV"), filepath.Join(w.opts.root, ".local", "training-venv")),
 	}
@@ -82,11 +87,11 @@ func (l *learning) run(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		l.set("failed", err.Error())
-		l.event("learning", fmt.Sprintf("cannot train models: %v. The rest runs on; it is tried again in %v", err, retrySetup), true)
-		select {
-		case <-time.After(retrySetup):
-		case <-ctx.Done():
+		again := time.Now().Add(l.rest)
+		l.set("failed", fmt.Sprintf("no training before %s: %v", again.Format("15:04"), err))
+		l.event("learning", fmt.Sprintf("no models can be trained: %v. The rest runs on, with the models that are there. It is tried again at %s, or when `make training-venv` has done it",
+			err, again.Format(time.TimeOnly)), true)
+		if !l.awaitRetry(ctx, again) {
 			return
 		}
 	}
@@ -122,27 +127,57 @@ func (l *learning) stop(ctx context.Context) {
 	stopAll(ctx, child)
 }
 
-// install makes the Python environment of the trainer's requirements, unless it is
-// there. It is that of `make training-venv`, which may have made it with more.
-func (l *learning) install(ctx context.Context) error {
+// awaitRetry waits for a time, or until somebody else has made the environment; false
+// says that ctx has ended.
+func (l *learning) awaitRetry(ctx context.Context, until time.Time) bool {
+	look := time.NewTicker(min(lookSetup, l.rest))
+	defer look.Stop()
+	for time.Now().Before(until) {
+		select {
+		case <-look.C:
+			if r, err := l.requirements(); err == nil && l.made(r) {
+				return true
+			}
+		case <-ctx.Done():
+			return false
+		}
+	}
+	return true
+}
+
+// requirements are what the environment is made of: the file, its sum, and that of the
+// requirements of the trainer's tests besides.
+type requirements struct{ file, sum, sumAll string }
+
+func (l *learning) requirements() (r requirements, err error) {
 	folder := filepath.Join(l.opts.root, "infra", "training")
 	all, err := filepath.Glob(filepath.Join(folder, "requirements*.txt"))
 	if err != nil || len(all) == 0 {
-		return fmt.Errorf("there is no requirements.txt in %s", folder)
+		return r, fmt.Errorf("there is no requirements.txt in %s", folder)
 	}
-	own := filepath.Join(folder, "requirements.txt")
-	sumAll, err := sumOf(all...)
+	r.file = filepath.Join(folder, "requirements.txt")
+	if r.sumAll, err = sumOf(all...); err != nil {
+		return r, err
+	}
+	r.sum, err = sumOf(r.file)
+	return r, err
+}
+
+// made tells whether the environment is there: the runner's own or that of
+// `make training-venv`, which has more.
+func (l *learning) made(r requirements) bool {
+	return supervise.Executable(l.python()) == nil &&
+		(firstWord(filepath.Join(l.venv, "made")) == r.sumAll || firstWord(filepath.Join(l.venv, "made-to-run")) == r.sum)
+}
+
+// install makes the Python environment of the trainer's requirements, unless it is
+// there.
+func (l *learning) install(ctx context.Context) error {
+	r, err := l.requirements()
 	if err != nil {
 		return err
 	}
-	sumOwn, err := sumOf(own)
-	if err != nil {
-		return err
-	}
-	made := func() bool {
-		return supervise.Executable(l.python()) == nil && (firstWord(filepath.Join(l.venv, "made")) == sumAll || firstWord(filepath.Join(l.venv, "made-to-run")) == sumOwn)
-	}
-	if made() {
+	if l.made(r) {
 		return nil
 	}
 	l.set("installing", "installing the trainer and MLflow: some minutes, once")
@@ -159,7 +194,7 @@ func (l *learning) install(ctx context.Context) error {
 			return ctx.Err()
 		}
 	}
-	if made() {
+	if l.made(r) {
 		return nil
 	}
 	python, err := findPython(ctx)
@@ -172,7 +207,7 @@ func (l *learning) install(ctx context.Context) error {
 exec nice -n 10 "$VENV/bin/pip" install -q --disable-pip-version-check -r "$REQUIREMENTS"`
 	how, tail, err := l.sup.RunOnce(ctx, supervise.Spec{
 		Name: setupName, Path: "/bin/sh", Args: []string{"-c", script},
-		Env: append(baseEnv(), append(pipEnv(), "VENV="+l.venv, "PYTHON="+python, "REQUIREMENTS="+own)...),
+		Env: append(baseEnv(), append(pipEnv(), "VENV="+l.venv, "PYTHON="+python, "REQUIREMENTS="+r.file)...),
 	})
 	if err != nil {
 		return err
@@ -181,13 +216,32 @@ exec nice -n 10 "$VENV/bin/pip" install -q --disable-pip-version-check -r "$REQU
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		last := how
-		if len(tail) > 0 {
-			last = tail[len(tail)-1]
-		}
-		return fmt.Errorf("its Python packages cannot be installed (%s; more in %s)", last, l.opts.state+"/log/"+setupName+".log")
+		return fmt.Errorf("Python packages missing: %s; more in %s", whyNot(tail, how), filepath.Join(l.opts.state, "log", setupName+".log"))
 	}
-	return os.WriteFile(filepath.Join(l.venv, "made-to-run"), []byte(sumOwn+"\n"), 0o644)
+	return os.WriteFile(filepath.Join(l.venv, "made-to-run"), []byte(r.sum+"\n"), 0o644)
+}
+
+// whyNot finds in what pip has printed why it failed. Of a network that is away it says
+// at last only that no version of the first package was found.
+func whyNot(printed []string, how string) string {
+	network, last := "", how
+	for _, text := range printed {
+		if _, found, ok := strings.Cut(text, "connection broken by"); ok {
+			reason := "no answer"
+			if i := strings.LastIndex(found, "[Errno "); i >= 0 {
+				reason, _, _ = strings.Cut(found[i:], "'")
+				_, reason, _ = strings.Cut(reason, "] ")
+			}
+			network = "package index: " + reason
+		}
+		if text = strings.TrimSpace(text); text != "" {
+			last = strings.TrimPrefix(text, "ERROR: ")
+		}
+	}
+	if network != "" {
+		return network
+	}
+	return last
 }
 
 // pipEnv are the user's settings of where packages come from.

@@ -19,6 +19,8 @@ func TestLearningLine(t *testing.T) {
 		{"installing", LearningStatus{State: "installing", Detail: "installing the trainer and MLflow: some minutes, once"}, 80,
 			" learning installing, installing the trainer and MLflow: some minutes, once"},
 		{"cannot be installed", LearningStatus{State: "failed", Detail: "there is no python3"}, 80, " learning there is no python3"},
+		{"no package index", LearningStatus{State: "failed", Detail: "no training before 12:28: Python packages missing: package index: Connection refused; more in /x"}, 80,
+			" learning no training before 12:28: Python packages missing: package index: Co…"},
 		{"up", LearningStatus{State: "up", Detail: "MLflow at http://127.0.0.1:15000"}, 80,
 			" learning MLflow at http://127.0.0.1:15000, no model was trained yet"},
 		{"the first", LearningStatus{State: "up", Models: []ModelLearning{{Model: shop, Run: "requested"}}}, 80, " learning purchase starter, training"},
