@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/millrace-dev/millrace/shared/kafka"
 	"github.com/millrace-dev/millrace/shared/registry"
 	"github.com/millrace-dev/millrace/shared/warehouse"
 )
@@ -30,6 +31,8 @@ type console struct {
 	status, prometheus         string
 	deadletter, trainer, drift string
 	trainerToken               string
+	kafka                      kafka.Config
+	brokerTopic                string
 	db                         *warehouse.DB
 	registry                   *registry.Client
 	http                       *http.Client

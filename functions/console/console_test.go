@@ -5,13 +5,18 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/twmb/franz-go/pkg/kfake"
+	"github.com/twmb/franz-go/pkg/kgo"
 
+	"github.com/millrace-dev/millrace/shared/events"
 	"github.com/millrace-dev/millrace/shared/function"
+	"github.com/millrace-dev/millrace/shared/kafka"
 	"github.com/millrace-dev/millrace/shared/testkit/pgtest"
 )
 
@@ -186,23 +191,93 @@ func TestStoryOfARecord(t *testing.T) {
 			t.Fatalf("%s: %v", sql, err)
 		}
 	}
-	want := []string{"validated", "features served", "predicted", "in the lake and loaded to bronze"}
+	want := []string{"verdict in its topic", "features stored", "predicted", "in the lake and loaded to bronze"}
 	for _, q := range []string{"id-1", strings.TrimPrefix(hash, `\x`)} {
-		status, body := ask(t, http.MethodGet, at+"api/story?q="+q, "")
-		var answer struct{ Hops []hop }
-		if err := json.Unmarshal([]byte(body), &answer); err != nil || status != http.StatusOK {
-			t.Fatalf("%d %s", status, body)
-		}
-		var got []string
-		for _, h := range answer.Hops {
-			got = append(got, h.What)
-		}
-		if diff := cmp.Diff(want, got); diff != "" {
+		answer := tell(t, at, q)
+		if diff := cmp.Diff(want, answer.whats()); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", q, diff)
 		}
 	}
 	if _, body := ask(t, http.MethodGet, at+"api/story?q=nobody", ""); !strings.Contains(body, `"hops":[]`) {
 		t.Error(body)
+	}
+}
+
+type told struct {
+	Unknown string
+	Hops    []hop
+}
+
+func (s told) whats() []string {
+	var list []string
+	for _, h := range s.Hops {
+		list = append(list, h.What)
+	}
+	return list
+}
+
+// tell asks for a story.
+func tell(t *testing.T, at, q string) told {
+	t.Helper()
+	status, body := ask(t, http.MethodGet, at+"api/story?q="+url.QueryEscape(q), "")
+	var answer told
+	if err := json.Unmarshal([]byte(body), &answer); err != nil || status != http.StatusOK || answer.Unknown != "" {
+		t.Fatalf("%s: %d %s", q, status, body)
+	}
+	return answer
+}
+
+// What came before an event and after it is found by the ids of replies, and by the
+// trace that events carry whether it was recorded or not.
+func TestStoryFromTheBroker(t *testing.T) {
+	const topic, trace = "broker", "0af7651916cd43dd8448eb211c80319c"
+	cluster, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.SeedTopics(2, topic))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cluster.Close()
+	client, err := kgo.NewClient(kgo.SeedBrokers(cluster.ListenAddrs()...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	at := time.Now().Add(-time.Minute)
+	write := func(source, id, typ, key, traceparent string) string {
+		m := &events.Message{Data: []byte(`{"a":1}`), Attrs: []events.Attr{
+			{Name: "specversion", Value: "1.0"}, {Name: "id", Value: id}, {Name: "source", Value: source}, {Name: "type", Value: typ},
+			{Name: "datacontenttype", Value: "application/json"}, {Name: events.PartitionKey, Value: key},
+		}}
+		m.Set("traceparent", traceparent)
+		r := kafka.ToRecord(topic, m)
+		at = at.Add(time.Millisecond)
+		r.Timestamp = at
+		if err := client.ProduceSync(t.Context(), r).FirstErr(); err != nil {
+			t.Fatal(err)
+		}
+		return id
+	}
+	// Two records of one session, the second without a trace.
+	raw := write("/kafka#raw", "partition:0/offset:1", "dev.knative.kafka.event", "mine", "00-"+trace+"-b7ad6b7169203331-00")
+	valid := write("/millrace/validate", events.ReplyID("/kafka#raw", raw, "validate"), events.BehaviorValidated, "mine", "00-"+trace+"-b7ad6b7169203332-00")
+	write("/millrace/featurize", events.ReplyID("/millrace/validate", valid, "featurize"), events.FeaturesReady, "mine", "00-"+trace+"-b7ad6b7169203333-00")
+	write("/millrace/detect", "of-its-own", events.AnomalyDetected, "other", "00-"+trace+"-b7ad6b7169203334-00")
+	raw2 := write("/kafka#raw", "partition:0/offset:2", "dev.knative.kafka.event", "mine", "")
+	invalid2 := write("/millrace/validate", events.ReplyID("/kafka#raw", raw2, "validate"), events.BehaviorInvalid, "mine", "")
+
+	_, address := serve(t, Config{Kafka: kafka.Config{Brokers: cluster.ListenAddrs()}, BrokerTopic: topic})
+	all := []string{"record taken from its topic", "judged valid", "features online", "anomaly detected"}
+	for q, want := range map[string][]string{
+		trace:                                  all,
+		"00-" + trace + "-b7ad6b7169203331-00": all,
+		valid:                                  all,
+		invalid2:                               {"record taken from its topic", "judged invalid"},
+		"partition:0/offset:2":                 {"record taken from its topic", "judged invalid"},
+		"mine":                                 {"record taken from its topic", "judged valid", "features online", "record taken from its topic", "judged invalid"},
+		"nobody":                               nil,
+	} {
+		if diff := cmp.Diff(want, tell(t, address, q).whats()); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", q, diff)
+		}
 	}
 }
 

@@ -22,6 +22,7 @@ import (
 	"github.com/kelseyhightower/envconfig"
 
 	"github.com/millrace-dev/millrace/shared/function"
+	"github.com/millrace-dev/millrace/shared/kafka"
 	"github.com/millrace-dev/millrace/shared/registry"
 	"github.com/millrace-dev/millrace/shared/warehouse"
 )
@@ -34,6 +35,10 @@ type Config struct {
 	// none, and PrometheusURL takes its place.
 	StatusURL     string `envconfig:"STATUS_URL"`
 	PrometheusURL string `envconfig:"PROMETHEUS_URL"`
+	// Kafka is where the Broker keeps events, in BrokerTopic; without brokers a story is
+	// told from what is stored alone.
+	Kafka       kafka.Config
+	BrokerTopic string `envconfig:"BROKER_TOPIC" default:"knative-broker-millrace-default"`
 	// DatabaseURL is the warehouse.
 	DatabaseURL string `envconfig:"DATABASE_URL"`
 	// TrackingURI is the model registry.
@@ -83,7 +88,7 @@ var refuse = function.HandlerFunc(func(_ context.Context, batch []event.Event) [
 // open checks the configuration and connects to nothing.
 func (c Config) open(ctx context.Context) (*console, error) {
 	con := &console{
-		status: c.StatusURL, prometheus: c.PrometheusURL,
+		status: c.StatusURL, prometheus: c.PrometheusURL, kafka: c.Kafka, brokerTopic: c.BrokerTopic,
 		deadletter: c.DeadLetterURL, trainer: c.TrainTriggerURL, trainerToken: c.TrainTriggerToken, drift: c.DriftURL,
 		token: c.Token, loopback: c.Function.Host == "127.0.0.1" || c.Function.Host == "::1",
 		http: newClient(), watch: newWatch(time.Now),

@@ -44,6 +44,7 @@ type command struct {
 var commands = []command{
 	{"up", "run the platform until Ctrl-C (the default)", runUp},
 	{"status", "print the status of the platform that runs here, once", runStatus},
+	{"story", "tell what an event came from and what came of it", runStory},
 	{"env", "print how other programs reach its parts, for a shell", runEnv},
 	{"kafka", "run the embedded Kafka alone", runKafka},
 	{"s3", "run the embedded S3 alone", runS3},

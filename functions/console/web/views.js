@@ -298,21 +298,34 @@ const deadletters = {
 
 // brief is what one reads first of a hop.
 function brief(data) {
-  const said = ["event", "event_type", "product_id", "price", "activity_count", "object", "severity", "summary", "model", "model_version", "prediction", "actual_value", "cpu_usage_percent"];
-  return said.filter((k) => data?.[k] !== undefined && data[k] !== null).map((k) => (k.startsWith("event") ? data[k] : `${k.replaceAll("_", " ")} ${typeof data[k] === "number" && !k.endsWith("id") ? number(data[k]) : data[k]}`)).join(", ");
+  if (data?.event?.id) {
+    const more = brief(data.data ?? {});
+    return `${data.event.source} ${data.event.id}${more ? ` · ${more}` : ""}`;
+  }
+  const said = ["event", "event_type", "product_id", "price", "activity_count", "object", "server_id", "entity_id", "severity", "summary", "error_message", "model", "model_name", "model_version", "prediction", "actual_value", "cpu_usage_percent"];
+  return said.filter((k) => ["string", "number"].includes(typeof data?.[k])).map((k) => (k.startsWith("event") ? data[k] : `${k.replaceAll("_", " ")} ${typeof data[k] === "number" && !k.endsWith("id") ? number(data[k]) : data[k]}`)).join(", ");
+}
+
+// later is how long after the first hop another was.
+function later(ms) {
+  if (ms < 10000) return `+${Math.round(ms)} ms`;
+  return ms < 7200000 ? `+${Math.round(ms / 1000)} s` : `+${Math.round(ms / 3600000)} h`;
 }
 
 const story = {
   path: "story", name: "Story", every: 10000,
   load: (parameters, signal) => (parameters.get("q") ? ask(`story?${new URLSearchParams({ q: parameters.get("q") })}`, signal) : Promise.resolve({})),
-  draw({ asked, hops }, parameters) {
-    const field = el("input", { id: "q", name: "q", value: parameters.get("q") ?? "", "aria-label": "Event id, record hash, session or server", placeholder: "event id, record hash, session or server" });
+  draw({ asked, hops, unknown, searchedBack }, parameters) {
+    const what = "event id, trace id, record hash, session or server";
+    const field = el("input", { id: "q", name: "q", value: parameters.get("q") ?? "", "aria-label": what, placeholder: what });
     return [
       el("form", { class: "line", onsubmit: (e) => { e.preventDefault(); field.blur(); location.hash = `#/story?${new URLSearchParams({ q: field.value.trim() })}`; } }, field, el("button", {}, "Tell")),
-      !asked ? el("p", { class: "quiet" }, "What did one event become? Name it, its session or its server.")
-        : !hops.length ? el("p", { class: "quiet" }, `Nothing is stored about ${asked}. An invalid event is in its topic and in the lake only; one that was not delivered is among the dead letters.`)
-          : el("ol", { class: "story" }, hops.map((h, i) => el("li", {},
-            el("strong", {}, h.what), " ", brief(h.data), " ", when(h.at), " ", el("span", { class: "quiet" }, i ? `+${number((new Date(h.at) - new Date(hops[0].at)) / 1000)} s` : ""),
+      unknown ? el("p", { class: "bad" }, `Not told by ${unknown}.`) : "",
+      !asked ? el("p", { class: "quiet" }, "What did one event become? Name it, its trace, its session or its server.")
+        : !hops.length ? el("p", { class: "quiet" }, `Nothing is known of ${asked}${searchedBack ? `; Kafka was searched back to ${clock(searchedBack)}` : ""}. One that was not delivered is among the dead letters.`)
+          : el("ol", { class: "story" }, hops.map((h) => el("li", {},
+            el("span", { class: "t" }, when(h.at)), " ", el("span", { class: "quiet later" }, later(new Date(h.at) - new Date(hops[0].at))), " ", el("strong", {}, h.what), " ", pill(h.where),
+            el("div", { class: "brief" }, brief(h.data)),
             el("details", {}, el("summary", {}, "all of it"), el("pre", {}, JSON.stringify(h.data, null, 1)))))),
     ];
   },
