@@ -54,9 +54,8 @@ func given(t *testing.T) {
 	})
 }
 
-// deploy builds the images, applies the overlay and waits until all of it is ready.
-// E2E=deployed takes what is there.
-func deploy() error {
+// prerequisites tells what is missing to test on a cluster at all.
+func prerequisites() error {
 	for _, tool := range []string{"kubectl", "ko"} {
 		if _, err := exec.LookPath(tool); err != nil {
 			return missing(tool + " is not on the PATH")
@@ -72,6 +71,15 @@ func deploy() error {
 		if _, err := kubectl("get", "crd", crd); err != nil {
 			return missing("the cluster has no " + crd + ": is Knative installed?")
 		}
+	}
+	return nil
+}
+
+// deploy builds the images, applies the overlay and waits until all of it is ready.
+// E2E=deployed takes what is there.
+func deploy() error {
+	if err := prerequisites(); err != nil {
+		return err
 	}
 	if os.Getenv("E2E") != "deployed" {
 		script := `{ kubectl kustomize ` + overlay + `; echo ---; cat infra/knative/e2e/subscriber/deployment.yaml; } |
