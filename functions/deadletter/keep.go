@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"strconv"
 	"sync"
 	"time"
 
@@ -97,7 +98,7 @@ func (k *keeper) keep(ctx context.Context, m *events.Message) error {
 		return fmt.Errorf("keeping a dead letter: %w", err)
 	}
 	code := m.Get(events.ErrorCode)
-	k.stored.Add(ctx, 1, metric.WithAttributes(attribute.String("code", code)))
+	k.stored.Add(ctx, 1, metric.WithAttributes(attribute.String("code", label(code))))
 	slog.Info("kept a dead letter", "key", key, "id", m.Get("id"), "source", m.Get("source"),
 		"type", m.Get("type"), "code", code, "destination", m.Get(events.ErrorDest))
 	return nil
@@ -235,4 +236,13 @@ func (k *keeper) mark(ctx context.Context, path string, at time.Time) (replays, 
 		}
 		return r, err
 	}
+}
+
+// label is the status as a metric may have it: anybody may send a dead letter, with any
+// text as its status.
+func label(code string) string {
+	if n, err := strconv.Atoi(code); err == nil && n >= 100 && n <= 599 && len(code) == 3 {
+		return code
+	}
+	return "other"
 }
