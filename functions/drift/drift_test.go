@@ -463,8 +463,9 @@ func TestPurchaseModel_isMeasuredAgainstItsBundle(t *testing.T) {
 	}
 }
 
-// Each model of the plan has a bundle that ships, whose features its table has; and
-// without rows of its days nothing of a seasonal model counts.
+// Each model of the plan has a bundle that ships, whose features its table has; models of
+// servers are compared with its samples of the same hours, and a stream, of which there
+// is no sample, with nothing.
 func TestModelsThatShip_canBeMeasured(t *testing.T) {
 	b := receiver.New(t, nil)
 	m, db := start(t, b, &bundles{alias: "current", data: "kodata"}, func(p *plan) { p.MinRows = 100 })
@@ -474,7 +475,7 @@ func TestModelsThatShip_canBeMeasured(t *testing.T) {
 		t.Fatal(err)
 	}
 	got := rowsOf(t, db, `SELECT model, model_version <> '', rows > 100, columns, state FROM drift.windows ORDER BY model`)
-	want := []string{"power_prediction_model true true 0 stable", "server_anomaly_model true true 0 stable", "stream/datacenter-server false true 0 stable"}
+	want := []string{"power_prediction_model true true 8 stable", "server_anomaly_model true true 10 stable", "stream/datacenter-server false true 0 stable"}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/millrace-dev/millrace/infra/loadgen/datacenter"
+	"github.com/millrace-dev/millrace/shared/model"
 )
 
 // simulated is a datacenter and what it is trained on: days of history in steps of the
@@ -103,6 +104,73 @@ func (s *simulated) judge(p *plan, w *watched, now window, history int) *Report 
 	results := r.judgeColumns(w, nil, s.list, current, reference, p.limits())
 	r.conclude(p, results)
 	return r
+}
+
+// bundle is a baseline as the trainer writes it: a sample of the history's rows, with
+// their times.
+func (s *simulated) bundle(history, rows int) *baseline {
+	const step = 5 * time.Minute
+	var r datacenter.ServerReading
+	b := &baseline{rows: 1_000_000, known: make([]model.Distribution, len(s.list))}
+	for range rows {
+		at := s.live.Add(-time.Duration(s.rng.IntN(history*int(24*time.Hour/step))) * step)
+		s.sim.Server(s.rng.IntN(s.sim.Config().Servers), at, &r)
+		for k, v := range r.Values {
+			b.known[k].Sample = append(b.known[k].Sample, v)
+			b.known[k].SampleTimes = append(b.known[k].SampleTimes, at.Unix())
+		}
+	}
+	return b
+}
+
+// What is known of the training data by the bundle's sample alone tells data of the same
+// hours from data that has drifted, and where the sample has hardly any of that time
+// nothing is said.
+func TestSampleOfABundle_isComparedByTheHour(t *testing.T) {
+	p, err := openPlan(&Config{}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.MaxRows = 1500 // as good, and faster to simulate
+	w := &watched{Name: "server_metrics", Seasonal: true}
+	judge := func(s *simulated, b *baseline, now window) *Report {
+		r := &Report{From: now.From, To: now.To, ReferenceRows: b.rows}
+		current := s.rows([]window{now}, s.interval, p.MaxRows)
+		results := r.judgeColumns(w, b, s.list, current, nil, p.limits())
+		r.conclude(p, results)
+		return r
+	}
+	hours := func(s *simulated, b *baseline) (over, ignored int, largest float64) {
+		for h := 0; h < 24; h += 3 {
+			from := s.live.Add(time.Duration(h) * time.Hour)
+			r := judge(s, b, window{from, from.Add(time.Hour)})
+			if r.Over {
+				over++
+			}
+			if r.Counted == 0 {
+				ignored++
+			}
+			largest = max(largest, r.Share)
+		}
+		return over, ignored, largest
+	}
+	for seed := range uint64(1) {
+		s := simulate(t, "normal", "h", seed, datacenter.Drift{})
+		over, ignored, largest := hours(s, s.bundle(8, 6000))
+		t.Logf("nothing has drifted: %d of 8 hours over the limits, %d without a verdict, largest share %.2f", over, ignored, largest)
+		if over > 0 || ignored == 8 {
+			t.Errorf("%d of 8 hours are over the limits, %d without a verdict", over, ignored)
+		}
+		if _, ignored, _ := hours(s, s.bundle(8, 300)); ignored != 8 {
+			t.Errorf("by hardly any rows, %d of 8 hours were judged", 8-ignored)
+		}
+		s = simulate(t, "normal", "h", seed, datacenter.Drift{Kind: datacenter.WorkloadDrift, Size: 0.8})
+		over, ignored, _ = hours(s, s.bundle(8, 6000))
+		t.Logf("workload by 80 %%: %d of 8 hours over the limits, %d without a verdict", over, ignored)
+		if over < 4 {
+			t.Errorf("workload by 80 %%: only %d of 8 hours are over the limits", over)
+		}
+	}
 }
 
 // TestFalseAlarms measures how often data that has not drifted is said to have, with the
