@@ -93,7 +93,7 @@ func TestDashboards(t *testing.T) {
 			t.Errorf("%s has no panels", d.UID)
 		}
 		for _, p := range d.Panels {
-			if len(p.Targets) == 0 {
+			if len(p.Targets) == 0 && p.Type != "text" {
 				t.Errorf("%s, %s: no query", d.UID, p.Title)
 			}
 			for _, q := range p.Targets {
@@ -144,7 +144,9 @@ var mayBeEmpty = map[string]bool{
 	"Share of columns that drifted": true, "State of each model": true, "Decisions": true, "Runs": true,
 	"By severity, 24 h": true, "By metric, 24 h": true, "Anomalies by severity": true, "The latest anomalies": true,
 	"$metric of $entity": true, "Requests, 50th and 99th percentile": true, "Training-serving skew: values that differ": true,
-	"Power: predicted and actual": true, "Lookups of entities by outcome": true,
+	"Power: predicted and actual": true, "Lookups of entities by outcome": true, "Distribution of the shop's scores": true,
+	"Dead letters by status": true, "Decisions by the gate, 24 h": true, "Age of the oldest detector": true,
+	"Drift of columns, as a share of its limit": true,
 }
 
 // TestPanelsGiveRows asks a running platform: PANELS_DATABASE_URL is its warehouse,
@@ -161,6 +163,9 @@ func TestPanelsGiveRows(t *testing.T) {
 	defer db.Close()
 	for _, d := range load(t) {
 		for _, p := range d.Panels {
+			if p.Type == "text" {
+				continue
+			}
 			n := 0
 			for _, q := range p.Targets {
 				var found int
