@@ -29,7 +29,7 @@ const refused = `outcome=~"invalid|overloaded|unavailable|failed"`
 // the runner executes it, and of stores. The rates are of the last minute.
 func (c *console) scraped(ctx context.Context) (live, error) {
 	s := scrape{live: live{From: "prometheus", Time: time.Now().UTC(), State: "running", Raw: &rate{}, Validated: &rate{}, Invalid: &rate{}},
-		functions: map[string]*process{}, flows: map[string]*delivery{}, taken: map[string]*taken{}, stores: map[string]*store{}}
+		functions: map[string]*process{}, flows: map[string]*delivery{}, taken: map[string]*taken{}, stores: map[string]*store{}, well: map[string]time.Time{}}
 	for _, q := range questions {
 		samples, err := c.query(ctx, q.text)
 		if err != nil {
@@ -49,6 +49,7 @@ type scrape struct {
 	flows     map[string]*delivery
 	taken     map[string]*taken
 	stores    map[string]*store
+	well      map[string]time.Time // when a store was last found well again
 }
 
 // known gives the entry of a key, which it makes the first time.
@@ -141,14 +142,22 @@ var questions = []struct {
 		}
 	}},
 	{`sum(deadletter_stored_total)`, func(s *scrape, _ model.Metric, v float64) { s.DeadLetters = uint64(v) }},
-	// A store is away when one of its users says so. Who was restarted knows of no change.
-	{`min by (store) (millrace_store_up)`, func(s *scrape, m model.Metric, v float64) { s.store(m).Up = v == 1 }},
-	{`max by (store) (millrace_store_changed_timestamp_seconds)`, func(s *scrape, m model.Metric, v float64) { s.store(m).Since = moment(v) }},
-	{`min by (store) (millrace_store_changed_timestamp_seconds and on (store, service_name, instance) millrace_store_up == 0)`, func(s *scrape, m model.Metric, v float64) {
-		s.store(m).Since = moment(v)
-	}},
-	{`millrace_store_up == 0`, func(s *scrape, m model.Metric, _ float64) {
+	// The latest news of a store counts: one of its users who has not asked since knows
+	// nothing of its being well again. It is away since the first of the latest found so.
+	{`max by (store) (millrace_store_changed_timestamp_seconds and millrace_store_up == 1)`, func(s *scrape, m model.Metric, v float64) {
 		st := s.store(m)
+		st.Up, st.Since = true, moment(v)
+		s.well[st.Name] = st.Since
+	}},
+	{`(millrace_store_changed_timestamp_seconds and millrace_store_up == 0)`, func(s *scrape, m model.Metric, v float64) {
+		st, at := s.store(m), moment(v)
+		if !at.After(s.well[st.Name]) {
+			return
+		}
+		if st.Up || st.Since.IsZero() || at.Before(st.Since) {
+			st.Since = at
+		}
+		st.Up = false
 		if name := string(m["service_name"]); !slices.Contains(st.By, name) {
 			st.By = append(st.By, name)
 		}
