@@ -207,7 +207,8 @@ func (t *trainer) entity(ctx context.Context, conn *pgx.Conn, s *stream, name st
 		made++
 	}
 	delete(t.wait, k)
-	if early != nil {
+	// While a history is being filled in, it grows faster than the clock goes.
+	if behind := now.Sub(until); early != nil && behind < 2*s.plan.Training.Step {
 		t.wait[k] = now.Add(min(max(time.Duration(early.Need-early.Have)*s.plan.Training.Step/4, time.Minute), 5*time.Minute))
 	}
 	if made == 0 {

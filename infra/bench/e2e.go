@@ -33,7 +33,7 @@ type e2eFlags struct {
 
 func (f *e2eFlags) flags(fs *flag.FlagSet) {
 	fs.StringVar(&f.runner, "runner", "", "the local runner's program (default millrace in -bin)")
-	fs.StringVar(&f.part, "e2e-part", "all", "what the runner runs: spine (raw topic to verdict topics to lake), features (raw topic to online features) or all")
+	fs.StringVar(&f.part, "e2e-part", "all", "what the runner runs: spine (raw topic to verdict topics to lake), features (raw topic to online features), datacenter (raw readings to rows of anomalies) or all")
 	fs.Float64Var(&f.pace, "e2e-rate", 5000, "events a second of the row that measures latency")
 	fs.Float64Var(&f.sustained, "e2e-sustained", 10_000, "events a second of the row that watches memory; more than are to be shown, as a producer has its pauses")
 	fs.Uint64Var(&f.count, "e2e-count", 0, "events of the row that goes as fast as possible; 0 is as many as take about 20 s at the rate of the row before, at most 300,000")
@@ -67,9 +67,12 @@ var e2eParts = map[string]e2ePart{
 // raw events with the load generator, and watches the topics and the processes
 // from outside.
 func (b *bench) endToEnd(ctx context.Context) (sections []section, err error) {
+	if b.e2e.part == "datacenter" {
+		return b.datacenter(ctx)
+	}
 	part, ok := e2eParts[b.e2e.part]
 	if !ok {
-		return nil, fmt.Errorf("-e2e-part %q is none of %s", b.e2e.part, strings.Join(slices.Sorted(maps.Keys(e2eParts)), ", "))
+		return nil, fmt.Errorf("-e2e-part %q is none of datacenter, %s", b.e2e.part, strings.Join(slices.Sorted(maps.Keys(e2eParts)), ", "))
 	}
 	p, err := b.startPlatform(ctx, part)
 	if err != nil {
@@ -282,6 +285,8 @@ func delivered(report string) (uint64, error) {
 type platform struct {
 	cmd     *exec.Cmd
 	brokers string
+	url     string // of its ingress and status
+	state   string // folder
 	log     string
 	started time.Duration
 	exited  chan struct{}
@@ -305,6 +310,8 @@ func (b *bench) startPlatform(ctx context.Context, part e2ePart, env ...string) 
 	p := &platform{
 		// In the order in which the runner hands ports out: its ingress, Kafka, S3.
 		brokers: "127.0.0.1:" + strconv.Itoa(base+1),
+		url:     "http://127.0.0.1:" + strconv.Itoa(base),
+		state:   filepath.Join(b.tmp, "state"),
 		log:     filepath.Join(b.tmp, "runner.log"),
 		exited:  make(chan struct{}),
 	}
@@ -313,12 +320,11 @@ func (b *bench) startPlatform(ctx context.Context, part e2ePart, env ...string) 
 		return nil, err
 	}
 	defer func() { _ = log.Close() }() // the process has its own
-	state := filepath.Join(b.tmp, "state")
-	if err := os.RemoveAll(state); err != nil {
+	if err := os.RemoveAll(p.state); err != nil {
 		return nil, err
 	}
 	// Ended by stop, in order, not by the context.
-	p.cmd = exec.CommandContext(context.WithoutCancel(ctx), program, "up", "-root", b.root, "-bin", b.bin, "-state", state,
+	p.cmd = exec.CommandContext(context.WithoutCancel(ctx), program, "up", "-root", b.root, "-bin", b.bin, "-state", p.state,
 		"-port-base", strconv.Itoa(base), "-no-load", "-plain")
 	p.cmd.Env = append(os.Environ(), "LOG_LEVEL=warn", "KAFKA_BROKERS=", "S3_ENDPOINT=", "DATABASE_URL=", "REDIS_URL=", "MILLRACE_FUNCTIONS="+part.functions)
 	p.cmd.Env = append(p.cmd.Env, env...)
@@ -331,8 +337,8 @@ func (b *bench) startPlatform(ctx context.Context, part e2ePart, env ...string) 
 		_ = p.cmd.Wait() // its last lines tell more
 		close(p.exited)
 	}()
-	for url := fmt.Sprintf("http://127.0.0.1:%d/status", base); ; {
-		if p.running(ctx, url) {
+	for {
+		if status, err := p.status(ctx); err == nil && status.State == "running" {
 			p.started = time.Since(began)
 			return p, nil
 		}
@@ -357,22 +363,6 @@ func (b *bench) startPlatform(ctx context.Context, part e2ePart, env ...string) 
 }
 
 var statusClient = &http.Client{Timeout: time.Second}
-
-func (p *platform) running(ctx context.Context, url string) bool {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, http.NoBody)
-	if err != nil {
-		return false
-	}
-	resp, err := statusClient.Do(req)
-	if err != nil {
-		return false
-	}
-	defer resp.Body.Close()
-	var status struct {
-		State string `json:"state"`
-	}
-	return json.NewDecoder(resp.Body).Decode(&status) == nil && status.State == "running"
-}
 
 // stop ends the runner, which ends its processes.
 func (p *platform) stop() { terminate(p.cmd.Process, p.exited) }

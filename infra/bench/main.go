@@ -54,6 +54,7 @@ var parts = []part{
 	{"go", "Go benchmarks of the hot paths", (*bench).goBenchmarks},
 	{"http", "the validate function over HTTP, one event and 100 a request", (*bench).overHTTP},
 	{"e2e", "the local runner, from the raw topic to verdict topics, lake and features", (*bench).endToEnd},
+	{"datacenter", "the local runner, from raw readings to their rows and to rows of anomalies", (*bench).datacenter},
 	{"reference", "the validator in process against the same rules in Python", (*bench).againstReference},
 	{"telemetry", "what metrics, traces and logs cost, with and without a Collector", (*bench).telemetryCost},
 }
@@ -139,7 +140,7 @@ func choose(names []string) ([]part, error) {
 			}
 		}
 		if !found {
-			return nil, fmt.Errorf("there is no part %q; parts are go, http, e2e, reference, telemetry", name)
+			return nil, fmt.Errorf("there is no part %q; parts are go, http, e2e, datacenter, reference, telemetry", name)
 		}
 	}
 	return chosen, nil

@@ -120,7 +120,9 @@ func processName(pid int) string {
 		return strconv.Itoa(pid)
 	}
 	args := strings.Split(strings.TrimSuffix(string(line), "\x00"), "\x00")
-	name := filepath.Base(args[0])
+	// PostgreSQL's processes write what they do there.
+	name, _, _ := strings.Cut(filepath.Base(args[0]), ":")
+	name = strings.TrimSpace(name)
 	if len(args) > 1 && !strings.HasPrefix(args[1], "-") {
 		name += " " + args[1]
 	}

@@ -107,6 +107,7 @@ func budgets() []budget {
 		{What: "validate in process against Python, per CPU-second, times", Must: 20, Aim: 50, id: "reference", column: colRatio},
 		{What: "raw topic to verdict topic in the runner, as fast as possible, events/s", Must: 10_000, Aim: 25_000, id: "e2e-fast", column: colRate},
 		{What: "raw topic to verdict topic at 5,000/s, p99 ms", Must: 250, Aim: 250, id: "e2e-paced", column: colP99, atMost: true},
+		{What: "reading to the row of its anomaly at 2,000/s, p99 ms", Must: 1000, Aim: 250, id: "datacenter-live", column: "anomaly " + colP99, atMost: true},
 		{What: "function start to first 200, ms", Must: 100, Aim: 50, id: "function", column: colStart, atMost: true},
 		{What: "idle memory of a function, MB", Must: 30, Aim: 20, id: "function", column: colIdle, atMost: true},
 		{What: "whole local platform, peak memory at 10,000/s, MB", Must: 700, Aim: 400, id: "e2e-sustained", column: colPeak, atMost: true},
