@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -12,6 +13,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -116,15 +118,161 @@ func TestOneTrace(t *testing.T) {
 	})
 }
 
+// TestOneEventThenTheEnd: a pod that was woken for one event and is ended right after it
+// has told of it: its span, its count and its log arrive, though no interval has passed.
+func TestOneEventThenTheEnd(t *testing.T) {
+	programs := os.Getenv("TEST_PROGRAMS")
+	if programs == "" {
+		t.Skip("TEST_PROGRAMS is not set: `make test-otel` sets it")
+	}
+	c := startCollector(t)
+	const never = "3600000" // ms
+	f := startValidate(t, programs, "OTEL_EXPORTER_OTLP_ENDPOINT=http://"+c.otlp,
+		"OTEL_METRIC_EXPORT_INTERVAL="+never, "OTEL_BSP_SCHEDULE_DELAY="+never, "OTEL_BLRP_SCHEDULE_DELAY="+never)
+	const trace, parent = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+	f.post(t, "00-"+trace+"-"+parent+"-01")
+	f.end(t)
+
+	await(t, "the span", func() error {
+		spans, err := c.spans(trace)
+		if err != nil {
+			return err
+		}
+		if len(spans) != 1 || spans[0].service != "validate" || spans[0].parent != parent || spans[0].event != "1" {
+			return fmt.Errorf("spans %+v", spans)
+		}
+		return nil
+	})
+	await(t, "the metrics", func() error { return c.contains("metrics.json", `"function.events"`) })
+	await(t, "the log", func() error { return c.contains("logs.json", `"drained"`) })
+}
+
+// TestNoCollector: nothing fails where the Collector is not there.
+func TestNoCollector(t *testing.T) {
+	programs := os.Getenv("TEST_PROGRAMS")
+	if programs == "" {
+		t.Skip("TEST_PROGRAMS is not set: `make test-otel` sets it")
+	}
+	f := startValidate(t, programs, "OTEL_EXPORTER_OTLP_ENDPOINT=http://"+freeAddress(t))
+	f.post(t, "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")
+	f.end(t)
+}
+
+// process is a function that runs alone.
+type process struct {
+	cmd     *exec.Cmd
+	address string
+	exited  chan error
+}
+
+func startValidate(t *testing.T, programs string, env ...string) *process {
+	t.Helper()
+	f := &process{address: freeAddress(t), exited: make(chan error, 1)}
+	_, port, err := net.SplitHostPort(f.address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.cmd = exec.CommandContext(t.Context(), filepath.Join(programs, "validate"))
+	f.cmd.Env = append(append(os.Environ(), "LISTEN_HOST=127.0.0.1", "PORT="+port, "FUNCTION_NAME=validate"), env...)
+	var said strings.Builder
+	f.cmd.Stderr = &said
+	if err := f.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan struct{})
+	go func() {
+		f.exited <- f.cmd.Wait()
+		close(ended)
+	}()
+	t.Cleanup(func() {
+		_ = f.cmd.Process.Kill() // it has ended, unless the test failed
+		<-ended
+		if t.Failed() {
+			t.Logf("validate said:\n%s", said.String())
+		}
+	})
+	await(t, "validate", func() error {
+		_, err := get("http://" + f.address + "/readyz")
+		return err
+	})
+	return f
+}
+
+// post sends one raw record as an event of a trace and requires a verdict.
+func (f *process) post(t *testing.T, traceparent string) {
+	t.Helper()
+	text, err := os.ReadFile("../../shared/contract/testdata/golden/tracking.raw_user_behavior/valid-nulls.in")
+	if err != nil {
+		t.Fatal(err)
+	}
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+f.address+"/", bytes.NewReader(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, value := range map[string]string{
+		"Content-Type": "application/json", "Ce-Specversion": "1.0", "Ce-Id": "1", "Ce-Type": "dev.knative.kafka.event", "Ce-Traceparent": traceparent,
+		"Ce-Source": "/apis/v1/namespaces/millrace/kafkasources/clickstream#tracking.raw_user_behavior",
+	} {
+		req.Header.Set(name, value)
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = resp.Body.Close()
+	if resp.StatusCode != http.StatusOK || resp.Header.Get("Ce-Type") != "dev.millrace.behavior.validated.v1" {
+		t.Fatalf("validate answered %s, %v", resp.Status, resp.Header)
+	}
+}
+
+// end asks the process to end, as the kubelet does, and requires that it does in order.
+func (f *process) end(t *testing.T) {
+	t.Helper()
+	if err := f.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case err := <-f.exited:
+		if err != nil {
+			t.Fatalf("validate ended with %v", err)
+		}
+	case <-time.After(patience):
+		t.Fatal("validate does not end")
+	}
+}
+
+// folder is for what the tests build.
+var folder string
+
+func TestMain(m *testing.M) {
+	var err error
+	if folder, err = os.MkdirTemp("", "millrace-otel-"); err != nil {
+		fmt.Fprintln(os.Stderr, "making a folder:", err)
+		os.Exit(1)
+	}
+	code := m.Run()
+	_ = os.RemoveAll(folder) // of the temporary ones
+	os.Exit(code)
+}
+
+// built makes the Collector's program once.
+var built = sync.OnceValues(func() (string, error) {
+	program := filepath.Join(folder, "otel")
+	if out, err := exec.Command("go", "build", "-o", program, ".").CombinedOutput(); err != nil { //nolint:noctx // bounded by the test's deadline
+		return "", fmt.Errorf("building the Collector: %w\n%s", err, out)
+	}
+	return program, nil
+})
+
 // collector is a Collector that writes what it gets into files as well.
 type collector struct{ folder, otlp, prometheus string }
 
 func startCollector(t *testing.T) *collector {
 	t.Helper()
 	c := &collector{folder: t.TempDir(), otlp: freeAddress(t), prometheus: freeAddress(t)}
-	program := filepath.Join(c.folder, "otel")
-	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", program, ".").CombinedOutput(); err != nil {
-		t.Fatalf("building the Collector: %v\n%s", err, out)
+	program, err := built()
+	if err != nil {
+		t.Fatal(err)
 	}
 	overlay := filepath.Join(c.folder, "files.yaml")
 	text := "exporters:\n"
