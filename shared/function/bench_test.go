@@ -16,9 +16,9 @@ import (
 	"time"
 
 	"github.com/cloudevents/sdk-go/v2/event"
-	sdkmetric "go.opentelemetry.io/otel/sdk/metric"
 
 	"github.com/millrace-dev/millrace/shared/events"
+	"github.com/millrace-dev/millrace/shared/telemetry"
 )
 
 // acceptAll takes every event and replies nothing: what is measured is the runtime.
@@ -60,7 +60,7 @@ func clickstream(n int) []events.Message {
 // benchServer counts its metrics for real, as a function does.
 func benchServer(b *testing.B, h Handler) *Server {
 	return newServer(b, Config{}, h, func(o *options) {
-		o.meters = sdkmetric.NewMeterProvider(sdkmetric.WithReader(sdkmetric.NewManualReader()))
+		o.hot = telemetry.NewHot("test")
 	})
 }
 

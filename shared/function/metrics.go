@@ -12,6 +12,8 @@ import (
 	"github.com/cloudevents/sdk-go/v2/event"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/metric"
+
+	"github.com/millrace-dev/millrace/shared/telemetry"
 )
 
 // outcome is what became of an event, for the metrics.
@@ -44,13 +46,13 @@ func outcomeOf(status int) outcome {
 // maxTypes bounds the event types that get time series of their own.
 const maxTypes = 64
 
-// instruments is the one metric set of all functions. Attribute sets are made
-// once a type, counts are added once a request and type.
+// instruments is the one metric set of all functions. Series are found once a type,
+// counts are added once a request and type.
 type instruments struct {
-	events   metric.Int64Counter
-	seconds  metric.Float64Histogram
-	lag      metric.Float64Histogram
-	size     metric.Int64Histogram
+	events   *telemetry.HotCounter
+	seconds  *telemetry.Buckets
+	lag      *telemetry.HotHistogram
+	size     *telemetry.Buckets
 	inFlight atomic.Int64
 	ready    atomic.Int64 // nanoseconds from the process's start to its first readiness; 0: not yet
 
@@ -59,49 +61,34 @@ type instruments struct {
 	other *typeSeries
 }
 
-// typeSeries holds the attributes of one event type.
+// typeSeries holds the series of one event type.
 type typeSeries struct {
-	outcomes [outcomes][]metric.AddOption
-	lag      []metric.RecordOption
+	outcomes [outcomes]*telemetry.Count
+	lag      *telemetry.Buckets
 }
 
-func newTypeSeries(typ string) *typeSeries {
+func (i *instruments) newTypeSeries(typ string) *typeSeries {
 	name := attribute.String("type", typ)
-	s := &typeSeries{lag: []metric.RecordOption{metric.WithAttributeSet(attribute.NewSet(name))}}
+	s := &typeSeries{lag: i.lag.Series(name)}
 	for o, text := range outcomeNames {
-		set := attribute.NewSet(name, attribute.String("outcome", text))
-		s.outcomes[o] = []metric.AddOption{metric.WithAttributeSet(set)}
+		s.outcomes[o] = i.events.Series(name, attribute.String("outcome", text))
 	}
 	return s
 }
 
-func newInstruments(provider metric.MeterProvider) (*instruments, error) {
-	m := provider.Meter("github.com/millrace-dev/millrace/shared/function")
-	i := &instruments{other: newTypeSeries("other")}
+func newInstruments(provider metric.MeterProvider, hot *telemetry.Hot) (*instruments, error) {
+	i := &instruments{
+		events: hot.Counter("function.events", "", "Events by type and outcome."),
+		lag: hot.Histogram("function.event.lag", "s", "Age of an event, by its time attribute, when it was handled.",
+			0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 3600, 86400),
+		seconds: hot.Histogram("function.handling", "s", "Duration of a handler call, whatever its batch size.",
+			0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30).Series(),
+		size: hot.Histogram("function.batch.size", "", "Events of a handler call.", 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000).Series(),
+	}
+	i.other = i.newTypeSeries("other")
 	i.types.Store(&map[string]*typeSeries{})
-	var err error
-	if i.events, err = m.Int64Counter("function.events",
-		metric.WithDescription("Events by type and outcome.")); err != nil {
-		return nil, fmt.Errorf("making the metrics: %w", err)
-	}
-	if i.seconds, err = m.Float64Histogram("function.handling",
-		metric.WithUnit("s"), metric.WithDescription("Duration of a handler call, whatever its batch size."),
-		metric.WithExplicitBucketBoundaries(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05,
-			0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)); err != nil {
-		return nil, fmt.Errorf("making the metrics: %w", err)
-	}
-	if i.lag, err = m.Float64Histogram("function.event.lag",
-		metric.WithUnit("s"), metric.WithDescription("Age of an event, by its time attribute, when it was handled."),
-		metric.WithExplicitBucketBoundaries(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5,
-			10, 30, 60, 300, 1800, 3600, 86400)); err != nil {
-		return nil, fmt.Errorf("making the metrics: %w", err)
-	}
-	if i.size, err = m.Int64Histogram("function.batch.size",
-		metric.WithDescription("Events of a handler call."),
-		metric.WithExplicitBucketBoundaries(1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)); err != nil {
-		return nil, fmt.Errorf("making the metrics: %w", err)
-	}
-	_, err = m.Int64ObservableUpDownCounter("function.events.in_flight",
+	m := provider.Meter("github.com/millrace-dev/millrace/shared/function")
+	_, err := m.Int64ObservableUpDownCounter("function.events.in_flight",
 		metric.WithDescription("Events that were received and not answered yet."),
 		metric.WithInt64Callback(func(_ context.Context, o metric.Int64Observer) error {
 			o.Observe(i.inFlight.Load())
@@ -146,7 +133,7 @@ func (i *instruments) series(typ string, o outcome) *typeSeries {
 	if len(known) >= maxTypes {
 		return i.other
 	}
-	s := newTypeSeries(typ)
+	s := i.newTypeSeries(typ)
 	grown := maps.Clone(known)
 	grown[typ] = s
 	i.types.Store(&grown)
@@ -177,7 +164,7 @@ func (t *tally) add(e *event.Event, o outcome) {
 	}
 	t.counts[o]++
 	if !at.IsZero() {
-		t.lag.Record(context.Background(), max(0, t.now.Sub(at).Seconds()), t.series.lag...)
+		t.series.lag.Note(max(0, t.now.Sub(at).Seconds()))
 	}
 }
 
@@ -187,7 +174,7 @@ func (t *tally) flush() {
 	}
 	for o, n := range t.counts {
 		if n > 0 {
-			t.events.Add(context.Background(), n, t.series.outcomes[o]...)
+			t.series.outcomes[o].Add(n)
 		}
 	}
 	t.counts = [outcomes]int64{}
@@ -196,5 +183,5 @@ func (t *tally) flush() {
 // refused counts a request that was no event, or events that were not let in.
 func (i *instruments) refused(err error) {
 	o := outcomeOf(Status(err))
-	i.events.Add(context.Background(), 1, i.other.outcomes[o]...)
+	i.other.outcomes[o].Add(1)
 }

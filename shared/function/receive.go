@@ -82,6 +82,7 @@ type delivery struct {
 	// Room for the one event of most requests.
 	one struct {
 		message [1]events.Message
+		hop     [1]hop
 		event   [1]event.Event
 		outcome [1]outcome
 	}
@@ -135,7 +136,11 @@ func (d *delivery) handle() {
 		refused[i] = err
 	}
 	if d.tracer != nil {
-		d.hops = d.tracer.start(d.header, d.messages)
+		d.hops = d.one.hop[:]
+		if n != 1 {
+			d.hops = make([]hop, n)
+		}
+		d.tracer.start(d.header, d.messages, d.hops)
 	}
 	u := &d.unit
 	u.events, u.hops = d.events, d.hops
@@ -261,8 +266,8 @@ func (s *Server) invoke(batch []event.Event, hops []hop) (results []Result, err 
 	defer end()
 	start := time.Now()
 	defer func() {
-		s.metrics.seconds.Record(ctx, time.Since(start).Seconds())
-		s.metrics.size.Record(ctx, int64(len(batch)))
+		s.metrics.seconds.Note(time.Since(start).Seconds())
+		s.metrics.size.Note(float64(len(batch)))
 		if p := recover(); p != nil {
 			results, err = nil, fmt.Errorf("%w: %v", errPanic, p)
 			s.failures.log(slog.LevelError, "handler panicked", "panic", fmt.Sprint(p), "batch", len(batch), "stack", string(debug.Stack()))

@@ -39,6 +39,7 @@ type options struct {
 	metrics http.Handler
 
 	sampling telemetry.Sampling // of traces
+	hot      *telemetry.Hot
 }
 
 // WithReady adds a check to GET /readyz: the function is ready when all of them
@@ -68,7 +69,7 @@ func WithQuickPosts(prefixes ...string) Option {
 // and will shut down. Run makes one when it gets none.
 func WithTelemetry(t *telemetry.Telemetry) Option {
 	return func(o *options) {
-		o.logger, o.meters, o.traces, o.sampling, o.metrics = t.Logger, t.Meters, t.Traces, t.Sampling, t.MetricsHandler()
+		o.logger, o.meters, o.traces, o.sampling, o.hot, o.metrics = t.Logger, t.Meters, t.Traces, t.Sampling, t.Hot, t.MetricsHandler()
 	}
 }
 
@@ -106,7 +107,7 @@ func New(cfg Config, h Handler, opts ...Option) (*Server, error) {
 		o(&s.options)
 	}
 	var err error
-	if s.metrics, err = newInstruments(s.meters); err != nil {
+	if s.metrics, err = newInstruments(s.meters, s.hot); err != nil {
 		return nil, err
 	}
 	s.tracer = newTracer(s.traces, s.sampling, cfg.Name)

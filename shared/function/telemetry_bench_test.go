@@ -7,7 +7,6 @@ import (
 	"net/http"
 	"testing"
 
-	sdkmetric "go.opentelemetry.io/otel/sdk/metric"
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 	"go.opentelemetry.io/otel/sdk/trace/tracetest"
 
@@ -17,9 +16,7 @@ import (
 // BenchmarkTelemetry tells what metrics and traces add to an event, without a network
 // and a Collector.
 func BenchmarkTelemetry(b *testing.B) {
-	metered := func(o *options) {
-		o.meters = sdkmetric.NewMeterProvider(sdkmetric.WithReader(sdkmetric.NewManualReader()))
-	}
+	metered := func(o *options) { o.hot = telemetry.NewHot("test") }
 	traced := func(ratio float64) Option {
 		return func(o *options) {
 			metered(o)

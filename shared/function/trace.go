@@ -64,13 +64,12 @@ type hop struct {
 	parent string
 }
 
-// start starts the hops of a request's events. The parent of an event's span is the
+// start starts the hops of a request's events, one each. The parent of an event's span is the
 // event's own trace context, which tells where the event came from; the request's,
 // which tells who carried it, is linked. Without the former the latter is the parent.
 // A parent that is not sampled costs a look at its flags, and no parent a random
 // number: at thousands of events a second nearly all are one or the other.
-func (t *tracer) start(h http.Header, ms []events.Message) []hop {
-	hops := make([]hop, len(ms))
+func (t *tracer) start(h http.Header, ms []events.Message, hops []hop) {
 	header := h.Get(traceParent)
 	var decided unsampled
 	for i := range ms {
@@ -90,7 +89,6 @@ func (t *tracer) start(h http.Header, ms []events.Message) []hop {
 		}
 		hops[i].span = t.span(h, &ms[i])
 	}
-	return hops
 }
 
 func (t *tracer) span(h http.Header, m *events.Message) trace.Span {

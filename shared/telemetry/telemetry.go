@@ -69,6 +69,8 @@ func BuildVersion() string {
 type Telemetry struct {
 	Logger *slog.Logger
 	Meters metric.MeterProvider
+	// Hot is nil when OpenTelemetry is disabled.
+	Hot *Hot
 	// Traces is nil when no collector is configured.
 	Traces trace.TracerProvider
 	// Sampling says which events Traces gets to see.
@@ -103,6 +105,7 @@ func Setup(ctx context.Context, service string) (*Telemetry, error) {
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 		collectors.NewGoCollector(collectors.WithGoCollectorRuntimeMetrics()),
 	)
+	t.Hot = NewHot("github.com/millrace-dev/millrace/shared/telemetry")
 	res := resource.NewSchemaless(
 		attribute.String("service.name", service),
 		attribute.String("service.version", BuildVersion()),
@@ -110,6 +113,7 @@ func Setup(ctx context.Context, service string) (*Telemetry, error) {
 	exporter, err := promexporter.New(
 		promexporter.WithRegisterer(t.registry),
 		promexporter.WithoutScopeInfo(),
+		promexporter.WithProducer(t.Hot),
 	)
 	if err != nil {
 		return nil, fmt.Errorf("making the Prometheus exporter: %w", err)
@@ -120,7 +124,7 @@ func Setup(ctx context.Context, service string) (*Telemetry, error) {
 		if err != nil {
 			return nil, fmt.Errorf("making the OTLP metric exporter: %w", err)
 		}
-		metrics = append(metrics, sdkmetric.WithReader(sdkmetric.NewPeriodicReader(sender)))
+		metrics = append(metrics, sdkmetric.WithReader(sdkmetric.NewPeriodicReader(sender, sdkmetric.WithProducer(t.Hot))))
 
 		spans, err := otlptracehttp.New(ctx)
 		if err != nil {

@@ -216,3 +216,46 @@ func TestSeriesAreBounded(t *testing.T) {
 		t.Error("what is above the bound is not told")
 	}
 }
+
+func TestHotMetricsAreReadLikeOthers(t *testing.T) {
+	set, err := Setup(t.Context(), "svc")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer shutdown(t, set)
+	count := set.Hot.Counter("things.done", "", "Things.")
+	count.Series(attribute.String("type", "a")).Add(2)
+	count.Series(attribute.String("type", "a")).Add(1)
+	count.Series(attribute.String("type", "never"))
+	took := set.Hot.Histogram("things.took", "s", "Things.", 0.1, 1).Series()
+	for _, v := range []float64{0.05, 0.1, 0.5, 3} {
+		took.Note(v)
+	}
+	many := set.Hot.Counter("things.seen", "", "Things.")
+	for i := range 3 * maxSeries {
+		many.Series(attribute.Int("who", i)).Add(1)
+	}
+	w := httptest.NewRecorder()
+	set.MetricsHandler().ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/metrics", nil))
+	body := w.Body.String()
+	for _, want := range []string{
+		"things_done_total{type=\"a\"} 3\n",
+		"things_took_seconds_bucket{le=\"0.1\"} 2\n", "things_took_seconds_bucket{le=\"1\"} 3\n", "things_took_seconds_bucket{le=\"+Inf\"} 4\n",
+		"things_took_seconds_sum 3.65\n", "things_took_seconds_count 4\n",
+	} {
+		if !strings.Contains(body, want) {
+			t.Errorf("lacks %q", want)
+		}
+	}
+	if strings.Contains(body, "never") {
+		t.Error("a series in which nothing was noted is told")
+	}
+	if n := strings.Count(body, "\nthings_seen_total{"); n != maxSeries {
+		t.Errorf("%d series, want %d", n, maxSeries)
+	}
+
+	// Nothing comes of nil.
+	var none *Hot
+	none.Counter("a.b", "", "").Series().Add(1)
+	none.Histogram("a.b", "", "").Series().Note(1)
+}
