@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/subtle"
 	"embed"
@@ -11,6 +12,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"net/http"
+	"path"
 	"strings"
 	"time"
 
@@ -105,9 +107,12 @@ func (c *console) routes(mux *http.ServeMux) {
 // view gives what a request asks for, as JSON.
 type view func(ctx context.Context, r *http.Request) (any, error)
 
+// slow are the views that may take longer than others.
+var slow = map[string]time.Duration{"story": storyFor}
+
 func (c *console) answering(v view) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		ctx, cancel := context.WithTimeout(r.Context(), 2*patience)
+		ctx, cancel := context.WithTimeout(r.Context(), cmp.Or(slow[path.Base(r.URL.Path)], 2*patience))
 		defer cancel()
 		answer, err := v(ctx, r)
 		if err != nil {

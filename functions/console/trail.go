@@ -24,7 +24,9 @@ const kafkaSource = "Kafka"
 const (
 	// searchFor bounds the search for an event in the Broker's topic, which is read
 	// backwards in windows.
-	searchFor = 6 * time.Second
+	searchFor = 12 * time.Second
+	// storyFor bounds a story as a whole.
+	storyFor = 24 * time.Second
 	// before and after a found event is looked for what it came from and what came of it.
 	before, after = 2 * time.Minute, 10 * time.Minute
 	// mostSeeds bounds how many events are told of that were asked for, as of a session,
@@ -69,7 +71,7 @@ func (c *console) follow(ctx context.Context, q string) (trail, error) {
 		return t, fmt.Errorf("configuring the Kafka client: %w", err)
 	}
 	opts = append(opts, kgo.DialTimeout(2*time.Second), kgo.RetryTimeout(3*time.Second), kgo.RequestRetries(2),
-		kgo.FetchMaxWait(100*time.Millisecond), kgo.FetchMaxBytes(4<<20), kgo.FetchMaxPartitionBytes(512<<10))
+		kgo.FetchMaxWait(100*time.Millisecond), kgo.FetchMaxBytes(8<<20), kgo.FetchMaxPartitionBytes(1<<20))
 	topic := topicReader{opts: opts, topic: c.brokerTopic}
 
 	// What carries the id or the trace decides about its kin; of an entity all are told.
@@ -77,16 +79,22 @@ func (c *console) follow(ctx context.Context, q string) (trail, error) {
 	defer cancel()
 	now := time.Now()
 	var seeds []step
+	named := false // by its id or its trace
 	until := time.Time{}
 	for _, ago := range windows {
 		from := time.Time{}
 		if ago > 0 {
 			from = now.Add(-ago)
 		}
-		err := topic.read(search, from, until, 0, func(r *kgo.Record) {
-			if s, ok := stepOf(r); ok && (s.Get("id") == q || s.trace() == q || s.Get(events.PartitionKey) == q) {
-				seeds = append(seeds, s)
+		err := topic.read(search, span{from: from, until: until}, func(r *kgo.Record) bool {
+			h := headersOf(r)
+			one := string(h.id) == q || traceIs(h.traceparent, q)
+			if one || string(h.key) == q {
+				if s, ok := stepOf(r); ok {
+					seeds, named = append(seeds, s), named || one
+				}
 			}
+			return !named
 		})
 		if err != nil && (search.Err() == nil || ctx.Err() != nil) {
 			return t, c.watch.failed(kafkaSource, away(kafkaSource, plain(err)))
@@ -107,26 +115,33 @@ func (c *console) follow(ctx context.Context, q string) (trail, error) {
 	seeds = seeds[:min(len(seeds), mostSeeds)]
 
 	k := kin{known: map[string]step{}, children: map[string]bool{}, parents: map[string]bool{}, traces: map[string]bool{}}
-	first, last := seeds[0].at, seeds[0].at
-	named := false
 	for _, s := range seeds {
 		k.add(s)
-		if s.at.Before(first) {
-			first = s.at
-		}
-		named = named || s.Get(events.PartitionKey) != q
 	}
-	// Of an entity all events were found already.
+	// Of an entity all events were found already. Kin have the key of whom they are about
+	// and so the partition; those about something else have others, and are looked for
+	// last, as long as there is time.
+	seen := span{from: seeds[0].at.Add(-before), until: seeds[0].at.Add(after), most: mostRead, partition: seeds[0].partition, one: true}
 	for grown := named; grown; {
 		grown = false
-		err := topic.read(ctx, first.Add(-before), last.Add(after), mostRead, func(r *kgo.Record) {
-			if s, ok := stepOf(r); ok && k.has(&s) {
-				k.add(s)
-				grown = true
+		err := topic.read(ctx, seen, func(r *kgo.Record) bool {
+			if k.has(r) {
+				if s, ok := stepOf(r); ok {
+					k.add(s)
+					grown = true
+				}
 			}
+			return true
 		})
+		if err != nil && !seen.one && search.Err() != nil {
+			break
+		}
 		if err != nil {
 			return t, c.watch.failed(kafkaSource, away(kafkaSource, plain(err)))
+		}
+		if !grown && seen.one {
+			seen.one, grown = false, search.Err() == nil
+			ctx = search
 		}
 	}
 	t.found = slices.SortedFunc(maps.Values(k.known), func(a, b step) int {
@@ -163,17 +178,45 @@ func (k *kin) add(s step) {
 	}
 }
 
-// has tells whether an event belongs to the known ones and is not among them yet.
-func (k *kin) has(s *step) bool {
-	if _, known := k.known[keyOf(s)]; known {
+// has tells whether a record's event belongs to the known ones and is not among them yet.
+func (k *kin) has(r *kgo.Record) bool {
+	h := headersOf(r)
+	related := k.children[string(h.id)] || len(h.traceparent) >= 35 && k.traces[string(h.traceparent[3:35])]
+	if !related && len(k.replied) > 0 {
+		related = slices.ContainsFunc(k.replied, func(f string) bool {
+			return k.parents[events.ReplyID(string(h.source), string(h.id), f)]
+		})
+	}
+	if !related {
 		return false
 	}
-	if k.children[s.Get("id")] || k.traces[s.trace()] {
-		return true
+	_, known := k.known[string(h.source)+" "+string(h.id)]
+	return !known
+}
+
+// headers are what a record is judged by, without decoding it.
+type headers struct{ id, source, traceparent, key []byte }
+
+// headersOf finds them of a record in binary content mode, which the Broker writes.
+func headersOf(r *kgo.Record) (h headers) {
+	for i := range r.Headers {
+		switch value := r.Headers[i].Value; r.Headers[i].Key {
+		case "ce_id":
+			h.id = value
+		case "ce_source":
+			h.source = value
+		case "ce_traceparent":
+			h.traceparent = value
+		case "ce_" + events.PartitionKey:
+			h.key = value
+		}
 	}
-	return slices.ContainsFunc(k.replied, func(f string) bool {
-		return k.parents[events.ReplyID(s.Get("source"), s.Get("id"), f)]
-	})
+	return h
+}
+
+// traceIs tells whether a traceparent is of a trace.
+func traceIs(parent []byte, id string) bool {
+	return len(id) == 32 && len(parent) >= 35 && string(parent[3:35]) == id
 }
 
 // stepOf decodes a record; ok is false of what is no event.
@@ -189,10 +232,20 @@ type topicReader struct {
 	topic string
 }
 
-// read gives visit the records that were written from one time until another, those of a
-// partition in order. A zero time is the beginning, or what is the end when it is called.
-// It stops after most records, if most is not 0.
-func (t topicReader) read(ctx context.Context, from, until time.Time, most int, visit func(*kgo.Record)) error {
+// span is a part of a topic: what was written from one time until another. A zero time is
+// the beginning, or what is the end when it is read.
+type span struct {
+	from, until time.Time
+	// most bounds how many records are read, if it is not 0.
+	most int
+	// partition is the only one to read, if one is set.
+	partition int32
+	one       bool
+}
+
+// read gives visit the records of a span, those of a partition in order, until it says
+// that it has seen enough.
+func (t topicReader) read(ctx context.Context, s span, visit func(*kgo.Record) (more bool)) error {
 	asker, err := kgo.NewClient(t.opts...)
 	if err != nil {
 		return err
@@ -200,16 +253,16 @@ func (t topicReader) read(ctx context.Context, from, until time.Time, most int, 
 	defer asker.Close()
 	admin := kadm.NewClient(asker)
 	var starts, ends kadm.ListedOffsets
-	if from.IsZero() {
+	if s.from.IsZero() {
 		starts, err = admin.ListStartOffsets(ctx, t.topic)
 	} else {
-		starts, err = admin.ListOffsetsAfterMilli(ctx, from.UnixMilli(), t.topic)
+		starts, err = admin.ListOffsetsAfterMilli(ctx, s.from.UnixMilli(), t.topic)
 	}
 	if err == nil {
-		if until.IsZero() || until.After(time.Now()) {
+		if s.until.IsZero() || s.until.After(time.Now()) {
 			ends, err = admin.ListEndOffsets(ctx, t.topic)
 		} else {
-			ends, err = admin.ListOffsetsAfterMilli(ctx, until.UnixMilli(), t.topic)
+			ends, err = admin.ListOffsetsAfterMilli(ctx, s.until.UnixMilli(), t.topic)
 		}
 	}
 	if err = errors.Join(err, starts.Error(), ends.Error()); err != nil {
@@ -218,7 +271,7 @@ func (t topicReader) read(ctx context.Context, from, until time.Time, most int, 
 	left := map[int32]int64{} // the offset behind the last to read, by partition
 	offsets := map[int32]kgo.Offset{}
 	ends.Each(func(end kadm.ListedOffset) {
-		if start, ok := starts.Lookup(t.topic, end.Partition); ok && start.Offset >= 0 && start.Offset < end.Offset {
+		if start, ok := starts.Lookup(t.topic, end.Partition); ok && start.Offset >= 0 && start.Offset < end.Offset && (!s.one || s.partition == end.Partition) {
 			left[end.Partition] = end.Offset
 			offsets[end.Partition] = kgo.NewOffset().At(start.Offset)
 		}
@@ -231,15 +284,16 @@ func (t topicReader) read(ctx context.Context, from, until time.Time, most int, 
 		return err
 	}
 	defer client.Close()
-	for read := 0; len(left) > 0 && (most == 0 || read < most); {
+	more := true
+	for read := 0; len(left) > 0 && more && (s.most == 0 || read < s.most); {
 		fetches := client.PollRecords(ctx, 10_000)
 		if err := errors.Join(ctx.Err(), fetches.Err()); err != nil {
 			return err
 		}
 		fetches.EachRecord(func(r *kgo.Record) {
 			end, wanted := left[r.Partition]
-			if wanted && r.Offset < end {
-				visit(r)
+			if wanted && more && r.Offset < end {
+				more = visit(r)
 				read++
 			}
 			if wanted && r.Offset >= end-1 {

@@ -98,7 +98,8 @@ export class ServerError extends Error {
 
 // ask gets a view's data.
 export async function ask(path, signal) {
-  return answer(await fetch(`api/${path}`, { signal, headers: { accept: "application/json" } }).catch(unreachable));
+  const patience = AbortSignal.timeout(25000); // longer than the console's own with its sources
+  return answer(await fetch(`api/${path}`, { signal: AbortSignal.any([signal, patience]), headers: { accept: "application/json" } }).catch(unreachable));
 }
 
 // tell asks for a change. The token, where one is needed, is asked for once.

@@ -62,16 +62,19 @@ function place(nodes, edges) {
   return { xy, width: 20 + all.length * (WIDTH + GAP_X) - GAP_X, height: 20 + tallest * (HEIGHT + GAP_Y) };
 }
 
-// room finds where on a curve a text can stand without covering what stands already, and
-// takes it; undefined where there is none.
-function room(curve, text, taken) {
-  const half = 3 * text.length + 3;
+const short = new Intl.NumberFormat("en", { notation: "compact" });
+
+// room finds where on a curve lines of text can stand without covering what stands
+// already, and takes it; undefined where there is none.
+function room(curve, lines, taken) {
+  const half = 3 * Math.max(...lines.map((l) => l.length)) + 3;
+  const high = 5.5 * lines.length + 2;
   for (const t of [0.5, 0.4, 0.6, 0.3, 0.7, 0.22, 0.78, 0.15, 0.85]) {
     const [x, y] = [0, 1].map((i) => (1 - t) ** 3 * curve[0][i] + 3 * (1 - t) ** 2 * t * curve[1][i] + 3 * (1 - t) * t ** 2 * curve[2][i] + t ** 3 * curve[3][i]);
-    const box = { x0: x - half, x1: x + half, y0: y - 8, y1: y + 6 };
+    const box = { x0: x - half, x1: x + half, y0: y - high, y1: y + high };
     if (taken.some((b) => b.x0 < box.x1 && box.x0 < b.x1 && b.y0 < box.y1 && box.y0 < b.y1)) continue;
     taken.push(box);
-    return { x, y: y + 4 };
+    return box;
   }
   return undefined;
 }
@@ -97,12 +100,13 @@ export function drawGraph(graph, flow, node) {
     s.append(svg("path", { class: `edge ${kind}`, d, "stroke-width": 1.2 + Math.min(5, Math.log10(1 + (f.perSecond ?? 0))) },
       svg("title", {}, `${e.trigger ?? "topic"}: ${rate(f.perSecond)}${f.lag ? `, lag ${count(f.lag)}` : ""}${f.failing ? `, ${f.failing}` : ""}`)));
     // What several emitters give to one Trigger is told once.
-    const said = f.failing ? "fails" : f.perSecond > 0 || f.lag > 0 ? `${rate(f.perSecond)}${f.lag >= 100 ? ` · lag ${count(f.lag)}` : ""}` : "";
-    if (!said || e.from === e.to || labelled.has(e.trigger ?? `${e.from} ${e.to}`)) continue;
+    const said = [f.failing ? "fails" : f.perSecond > 0 || f.lag > 0 ? rate(f.perSecond) : "", f.lag >= 100 ? `lag ${short.format(f.lag)}` : ""].filter(Boolean);
+    if (!said.length || e.from === e.to || labelled.has(e.trigger ?? `${e.from} ${e.to}`)) continue;
     const at = room(curve, said, taken);
     if (!at) continue;
     labelled.add(e.trigger ?? `${e.from} ${e.to}`);
-    labels.push(svg("text", { class: `label ${kind}`, x: at.x, y: at.y, "text-anchor": "middle" }, said));
+    labels.push(svg("rect", { class: "behind", x: at.x0 + 2, y: at.y0 + 1, width: at.x1 - at.x0 - 4, height: at.y1 - at.y0 - 2, rx: 3 }),
+      svg("text", { class: `label ${kind}`, "text-anchor": "middle" }, said.map((text, i) => svg("tspan", { x: (at.x0 + at.x1) / 2, y: at.y0 + 10 + 11 * i }, text))));
   }
   s.append(...labels);
   for (const n of graph.nodes) {
