@@ -484,18 +484,14 @@ func orNull(t time.Time) *time.Time {
 
 // raise opens an alert and writes down who is to be told.
 func (a *alerter) raise(ctx context.Context, tx pgx.Tx, c *change) (*Alert, error) {
-	summary, err := c.rule.sum(c.labels)
-	if err != nil {
-		return nil, fmt.Errorf("summing up an alert of rule %s: %w", c.rule.Name, err)
-	}
-	r := &Alert{Rule: c.id.rule, Group: c.id.key, Labels: c.labels, Severity: c.severity, Summary: summary, Details: c.details,
+	r := &Alert{Rule: c.id.rule, Group: c.id.key, Labels: c.labels, Severity: c.severity, Summary: c.rule.summary.of(c.labels), Details: c.details,
 		Events: c.events, FirstEvent: c.first, LastEvent: c.last, State: "open", at: c.at}
 	var limit *int
 	var per time.Duration
 	if c.rule.Rate != nil {
 		limit, per = &c.rule.Rate.Alerts, c.rule.Rate.Per
 	}
-	err = tx.QueryRow(ctx, `INSERT INTO alerts.alerts (rule, group_key, labels, severity, summary, details, opened_source, opened_id, events,
+	err := tx.QueryRow(ctx, `INSERT INTO alerts.alerts (rule, group_key, labels, severity, summary, details, opened_source, opened_id, events,
 			first_event_at, last_event_at, suppressed)
 		SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, coalesce((SELECT count(*) FROM alerts.alerts
 			WHERE rule = $1 AND NOT suppressed AND raised_at > now() - $13::interval) >= $12::int, false)

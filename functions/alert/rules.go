@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"cmp"
 	_ "embed"
 	"errors"
@@ -12,7 +11,6 @@ import (
 	"regexp"
 	"slices"
 	"strings"
-	"text/template"
 	"time"
 
 	"github.com/goccy/go-yaml"
@@ -46,7 +44,7 @@ type rule struct {
 	Rate         *rate               `yaml:"rate"`
 	Sinks        []string            `yaml:"sinks"`
 
-	summary *template.Template
+	summary summary
 	sinks   []*sink
 }
 
@@ -212,14 +210,7 @@ func (r *rule) compile(all []*sink, known map[string]*sink) error {
 		return errors.New("rate: wants alerts and per above 0")
 	}
 	var err error
-	if r.summary, err = template.New(r.Name).Option("missingkey=error").Parse(r.Summary); err != nil || r.Summary == "" {
-		return fmt.Errorf("summary: required, a text/template: %w", cmp.Or(err, errors.New("it is empty")))
-	}
-	empty := map[string]string{}
-	for label := range r.Labels {
-		empty[label] = ""
-	}
-	if _, err := r.sum(empty); err != nil {
+	if r.summary, err = parseSummary(r.Summary, r.Labels); err != nil {
 		return fmt.Errorf("summary: %w", err)
 	}
 	chosen := all
@@ -261,13 +252,53 @@ func (s *severityOf) check(labels map[string]string) error {
 	return nil
 }
 
-// sum writes the summary, on one line.
-func (r *rule) sum(labels map[string]string) (string, error) {
-	var b bytes.Buffer
-	if err := r.summary.Execute(&b, labels); err != nil {
-		return "", err
+// summary is a text with places for labels.
+type summary []piece
+
+// piece is a text and the label behind it, "" for none, with what stands for an empty one.
+type piece struct{ text, label, fallback string }
+
+// place is what stands for a label. It looks like one of text/template, which is not used:
+// with it in a program the linker keeps every method of every type, which is a fifth of the
+// program and so of its memory.
+var place = regexp.MustCompile(`^\{\{ *(?:\.([a-zA-Z0-9_]+)|or +\.([a-zA-Z0-9_]+) +"([^"{}]*)") *\}\}`)
+
+// parseSummary reads a summary over labels.
+func parseSummary(text string, labels map[string]string) (summary, error) {
+	if text == "" {
+		return nil, errors.New("required")
 	}
-	return cut(strings.Join(strings.Fields(b.String()), " "), 500), nil
+	var out summary
+	for text != "" {
+		before, _, more := strings.Cut(text, "{{")
+		p := piece{text: before}
+		text = text[len(before):]
+		if more {
+			m := place.FindStringSubmatch(text)
+			if m == nil {
+				return nil, fmt.Errorf(`%q: want {{.label}} or {{or .label "what stands for an empty one"}}`, cut(text, 60))
+			}
+			p.label, p.fallback = cmp.Or(m[1], m[2]), m[3]
+			if _, ok := labels[p.label]; !ok {
+				return nil, fmt.Errorf("there is no label %q", p.label)
+			}
+			text = text[len(m[0]):]
+		}
+		out = append(out, p)
+	}
+	return out, nil
+}
+
+// of writes the summary, on one line.
+func (s summary) of(labels map[string]string) string {
+	var b strings.Builder
+	for _, p := range s {
+		b.WriteString(p.text)
+		if p.label != "" {
+			b.WriteString(cmp.Or(labels[p.label], p.fallback))
+		}
+	}
+	return cut(strings.Join(strings.Fields(b.String()), " "), 500)
 }
 
 // cut bounds a text.

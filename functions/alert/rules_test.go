@@ -1,6 +1,7 @@
 package main
 
 import (
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -93,6 +94,34 @@ func TestInvalidEvents_haveTheContractsSeverities(t *testing.T) {
 		}
 		if name == "not JSON" && string(got.details) != `{"raw_event":"no json"}` {
 			t.Errorf("%s: %s", name, got.details)
+		}
+	}
+}
+
+func TestSummary_hasItsLabels(t *testing.T) {
+	labels := map[string]string{"model": "", "reasons": ""}
+	for _, c := range []struct{ text, want, err string }{
+		{"{{.model}} drifts: {{ .reasons }}", "m drifts: a b", ""},
+		{"{{or .none \"x\"}}", "", `no label "none"`},
+		{"of {{or .model \"any\"}}, {{or .empty \"unknown thing\"}}.", "of m, unknown thing.", ""},
+		{"no label", "no label", ""},
+		{"{{.model", "", "want {{.label}}"},
+		{"{{printf .model}}", "", "want {{.label}}"},
+		{"", "", "required"},
+	} {
+		known := maps.Clone(labels)
+		if strings.Contains(c.text, ".empty") {
+			known["empty"] = ""
+		}
+		s, err := parseSummary(c.text, known)
+		if c.err != "" {
+			if err == nil || !strings.Contains(err.Error(), c.err) {
+				t.Errorf("%q: error %v, want %q", c.text, err, c.err)
+			}
+			continue
+		}
+		if got := s.of(map[string]string{"model": "m", "reasons": "a\n b"}); err != nil || got != c.want {
+			t.Errorf("%q: %q, %v, want %q", c.text, got, err, c.want)
 		}
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net/http"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -55,7 +56,7 @@ func (m *monitor) serveReports(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	var b bytes.Buffer
-	if err := index.Execute(&b, list); err != nil {
+	if err := index().Execute(&b, list); err != nil {
 		unavailable(w, r, err)
 		return
 	}
@@ -108,7 +109,8 @@ func unavailable(w http.ResponseWriter, r *http.Request, err error) {
 	http.Error(w, "the database does not answer", http.StatusServiceUnavailable)
 }
 
-var index = template.Must(template.New("index").Parse(`<!doctype html>
+var index = sync.OnceValue(func() *template.Template {
+	return template.Must(template.New("index").Parse(`<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>Drift</title>
 <style>:root { color-scheme: light dark } body { margin: 0 auto; max-width: 64rem; padding: 1.5rem; font: 16px/1.5 system-ui, sans-serif }
 table { border-collapse: collapse; width: 100% } th, td { text-align: left; padding: .3rem .6rem; border-bottom: 1px solid #8888 } td.n { text-align: right }</style></head>
@@ -117,3 +119,4 @@ table { border-collapse: collapse; width: 100% } th, td { text-align: left; padd
 <tbody>{{range .}}<tr><td><a href="{{.Report}}">{{.To.Format "2006-01-02 15:04:05"}}</a></td><td>{{.Model}}</td><td>{{.Version}}</td><td class="n">{{.Drifted}} of {{.Columns}}</td><td>{{.State}}</td></tr>
 {{end}}</tbody></table></main></body></html>
 `))
+})

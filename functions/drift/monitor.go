@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"sync"
@@ -76,11 +77,13 @@ func (m *monitor) tick(ctx context.Context, when time.Time) error {
 	}
 	now := last(when, m.lag, m.plan.Every, m.plan.Window)
 	var failed error
+	worked := false
 	for _, w := range m.plan.Models {
 		// Most ticks are of a window that was measured: they cost nothing.
 		if !m.due(w.Name, now) {
 			continue
 		}
+		worked = true
 		err := m.watch(ctx, w, now)
 		if err == nil || notThere(err) || errors.Is(err, errNoVersion) {
 			m.finish(w.Name, now)
@@ -102,6 +105,11 @@ func (m *monitor) tick(ctx context.Context, when time.Time) error {
 	}
 	if err := m.send(ctx); err != nil && failed == nil {
 		failed = err
+	}
+	if worked {
+		// Rows of windows and bundles take many times what is kept of them, and the next are
+		// far away.
+		debug.FreeOSMemory()
 	}
 	if failed == nil {
 		if _, err := m.db.Exec(ctx, `DELETE FROM drift.windows WHERE (model, window_end) IN (SELECT model, window_end FROM drift.windows

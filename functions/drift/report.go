@@ -7,6 +7,7 @@ import (
 	"io"
 	"math"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -14,8 +15,12 @@ import (
 var reportText string
 
 // page is the one template: a self-contained file, without scripts or anything from
-// elsewhere.
-var page = template.Must(template.New("report").Funcs(template.FuncMap{
+// elsewhere. It is read when it is used first.
+var page = sync.OnceValue(func() *template.Template {
+	return template.Must(template.New("report").Funcs(pageFuncs).Parse(reportText))
+})
+
+var pageFuncs = template.FuncMap{
 	"percent": func(v float64) string { return fmt.Sprintf("%.1f %%", 100*v) },
 	"number":  number,
 	"p": func(v *float64) string {
@@ -34,7 +39,7 @@ var page = template.Must(template.New("report").Funcs(template.FuncMap{
 		return s
 	},
 	"isTest": func(s string) bool { return s == "ks" || s == "chisquare" || s == "z" },
-}).Parse(reportText))
+}
 
 var methodNames = map[string]string{"ks": "Kolmogorov-Smirnov", "wasserstein": "Wasserstein, normed", "jensenshannon": "Jensen-Shannon",
 	"psi": "PSI", "chisquare": "chi-square", "z": "z-test of proportions"}
@@ -53,7 +58,7 @@ func number(v float64) string {
 
 // render writes the page. The same report gives the same bytes.
 func (r *Report) render(w io.Writer) error {
-	if err := page.Execute(w, r); err != nil {
+	if err := page().Execute(w, r); err != nil {
 		return fmt.Errorf("writing the report of %s: %w", r.Model, err)
 	}
 	return nil
