@@ -8,6 +8,9 @@ export CGO_ENABLED ?= 0
 BIN     := .local/bin
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS := -s -w -X github.com/millrace-dev/millrace/shared/telemetry.Version=$(VERSION)
+# The exporter of traces brings gRPC's pages about requests, and they bring templates, with
+# which the linker keeps every method of every type: a fifth of each function.
+TAGS    := grpcnotrace
 # Modules of their own, so that their dependencies stay out of the functions.
 NESTED  := infra/local infra/lint infra/browser
 
@@ -22,7 +25,7 @@ help: ## List the targets
 .PHONY: build
 build: ## Build the functions, the local runner and the load generator into .local/bin
 	@mkdir -p $(BIN)
-	go build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/ ./functions/... ./infra/loadgen
+	go build -trimpath -tags $(TAGS) -ldflags '$(LDFLAGS)' -o $(BIN)/ ./functions/... ./infra/loadgen
 	cd infra/local && go build -trimpath -ldflags '$(LDFLAGS)' -o ../../$(BIN)/millrace .
 
 .PHONY: run
@@ -159,6 +162,12 @@ test-timescale: ## The tables by time in a real TimescaleDB (in WebAssembly; nee
 	  go test -count=1 -timeout 30m -v ./shared/timeseries ./functions/store; \
 	  else echo "skipped: the packages of infra/postgres/timescale cannot be installed here (npm, Node 20)"; fi
 
+.PHONY: test-drift-loop
+test-drift-loop: build ## From injected drift to predictions by a model trained since, all of it real, with the time of each hop; skipped where the Python packages cannot be had
+	@if $(MAKE) -s training-venv; then cd infra/local && TEST_DRIFT_LOOP=1 MILLRACE_TEST_BIN=$(CURDIR)/$(BIN) \
+	  go test -run '^TestDriftLoop$$' -count=1 -timeout 40m -v .; \
+	  else echo "skipped: the packages of infra/training/requirements.txt cannot be installed here"; fi
+
 .PHONY: test-debezium
 test-debezium: ## The embedded change data capture against a real Debezium; needs Java 17, Maven and PostgreSQL
 	cd infra/local && TEST_DEBEZIUM=1 go test -run '^TestDebezium$$' -count=1 -timeout 15m -v ./internal/cdc
@@ -233,8 +242,9 @@ eval-detect: ## Anomaly detection against ground truth, by configuration and typ
 	go run ./infra/evaldetect
 
 .PHONY: eval-drift
-eval-drift: ## How often data that has not drifted is said to have, over HOURS (20) of each of four simulated datacenters
-	FALSE_ALARMS=$(or $(HOURS),20) go test -count=1 -timeout 30m -run 'TestFalseAlarms|TestInjectedDrift' -v ./functions/drift
+eval-drift: ## How often data that has not drifted is said to have, over HOURS (20) of each of four simulated datacenters and of the shop
+	FALSE_ALARMS=$(or $(HOURS),20) SHOP_HOURS=$(or $(HOURS),20) go test -count=1 -timeout 30m \
+	  -run 'TestFalseAlarms|TestInjectedDrift|TestSampleOfABundle|TestShop_' -v ./functions/drift
 
 .PHONY: image-sizes
 image-sizes: ## Compressed size of every image; fails above 20 MB (needs ko)
