@@ -159,7 +159,7 @@ TIMESCALE := .local/timescale
 test-timescale: ## The tables by time in a real TimescaleDB (in WebAssembly; needs Node 20); skipped where it cannot be had
 	@mkdir -p $(TIMESCALE) && cp infra/postgres/timescale/* $(TIMESCALE)/ && \
 	  if (cd $(TIMESCALE) && npm ci --silent --ignore-scripts); then TEST_TIMESCALE=$(CURDIR)/$(TIMESCALE) \
-	  go test -count=1 -timeout 30m -v ./shared/timeseries ./functions/store; \
+	  go test -count=1 -timeout 30m -v -run "^Test(Timescale|Readme|Active|Make|Series|Anomalies|Predictions|Contracts)_" ./shared/timeseries ./functions/store; \
 	  else echo "skipped: the packages of infra/postgres/timescale cannot be installed here (npm, Node 20)"; fi
 
 .PHONY: test-drift-loop

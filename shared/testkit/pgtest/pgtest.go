@@ -54,6 +54,12 @@ func URL(t testing.TB) string {
 	if Timescale() {
 		return startTimescale(t)
 	}
+	return PlainURL(t)
+}
+
+// PlainURL is URL where it has to be PostgreSQL alone, whatever the run is with.
+func PlainURL(t testing.TB) string {
+	t.Helper()
 	once.Do(func() { server, failure = start() })
 	if errors.Is(failure, pgserver.ErrUnavailable) {
 		t.Skip(failure)
