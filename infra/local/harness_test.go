@@ -29,8 +29,14 @@ import (
 
 // patience bounds every wait of a test. It is long because machines are slow and
 // because a consumer group takes seconds to notice that a member was killed; what
-// is waited for usually comes at once.
-const patience = 3 * time.Minute
+// is waited for usually comes at once. TEST_PATIENCE makes it longer for a machine that
+// has much else to do.
+var patience = func() time.Duration {
+	if d, err := time.ParseDuration(os.Getenv("TEST_PATIENCE")); err == nil {
+		return d
+	}
+	return 3 * time.Minute
+}()
 
 // checkout is the repository's folder.
 var checkout = sync.OnceValue(func() string {
