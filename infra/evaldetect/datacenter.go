@@ -82,6 +82,20 @@ type outcome struct {
 	severity map[string]int
 }
 
+// add takes up what came of the same configuration with another seed.
+func (o *outcome) add(p *outcome) {
+	for t, v := range p.types {
+		o.types[t].add(v)
+	}
+	o.other.add(&p.other)
+	o.forest.add(&p.forest)
+	o.total.add(&p.total)
+	o.days, o.readings, o.cpu = o.days+p.days, o.readings+p.readings, o.cpu+p.cpu
+	for name, n := range p.severity {
+		o.severity[name] += n
+	}
+}
+
 // simulated is one entity with all of its readings.
 type simulated struct {
 	plan    *anomaly.Plan

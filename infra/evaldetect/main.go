@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strconv"
 	"strings"
 	"time"
 
@@ -27,7 +28,7 @@ func main() {
 func run(ctx context.Context, args []string, w io.Writer) error {
 	flags := flag.NewFlagSet("evaldetect", flag.ContinueOnError)
 	flags.SetOutput(w)
-	seed := flags.Uint64("seed", 1, "seed of the simulated datacenters")
+	seeds := flags.String("seeds", "11,12,13", "seeds of the simulated datacenters, separated by commas: others than 1, by which the detector's thresholds were chosen")
 	servers := flags.Int("servers", 30, "at most how many servers of a configuration are simulated")
 	services := flags.Int("services", 12, "at most how many services")
 	live := flags.Duration("live", 24*time.Hour, "at most how long is detected in each configuration")
@@ -45,8 +46,16 @@ func run(ctx context.Context, args []string, w io.Writer) error {
 	if *only != "" {
 		names = strings.Split(*only, ",")
 	}
+	var numbers []uint64
+	for text := range strings.SplitSeq(*seeds, ",") {
+		n, err := strconv.ParseUint(strings.TrimSpace(text), 10, 64)
+		if err != nil {
+			return fmt.Errorf("-seeds: %w", err)
+		}
+		numbers = append(numbers, n)
+	}
 	var b strings.Builder
-	fmt.Fprintln(&b, header)
+	fmt.Fprintf(&b, "Seeds %s together. Thresholds were chosen by seed 1 alone.\n\n%s\n", *seeds, header)
 	// A Thursday, so that the day after it and the weekend differ.
 	start := time.Date(2026, 3, 12, 0, 0, 0, 0, time.UTC)
 	var readingsTotal int
@@ -55,14 +64,27 @@ func run(ctx context.Context, args []string, w io.Writer) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		o, err := evaluate(name, scope{seed: *seed, servers: *servers, services: *services, live: *live, readings: *readings, start: start, forest: *forest})
-		if err != nil {
-			return err
+		var all *outcome
+		var each []string
+		for _, seed := range numbers {
+			o, err := evaluate(name, scope{seed: seed, servers: *servers, services: *services, live: *live, readings: *readings, start: start, forest: *forest})
+			if err != nil {
+				return err
+			}
+			each = append(each, number(o.total.f1(), 3))
+			if all == nil {
+				all = o
+			} else {
+				all.add(o)
+			}
 		}
-		o.table(&b)
+		all.table(&b)
+		if len(numbers) > 1 {
+			fmt.Fprintf(&b, "%-12s F1 of each seed: %s\n", name, strings.Join(each, ", "))
+		}
 		_, _ = io.WriteString(w, b.String())
 		b.Reset()
-		readingsTotal, spent = readingsTotal+o.readings, spent+o.cpu
+		readingsTotal, spent = readingsTotal+all.readings, spent+all.cpu
 	}
 	fmt.Fprintf(w, "\n%d readings judged, %.2f us each\n\n", readingsTotal, float64(spent.Microseconds())/float64(readingsTotal))
 	if *dir == "" {
