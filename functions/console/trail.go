@@ -24,9 +24,9 @@ const kafkaSource = "Kafka"
 const (
 	// searchFor bounds the search for an event in the Broker's topic, which is read
 	// backwards in windows.
-	searchFor = 12 * time.Second
+	searchFor = 20 * time.Second
 	// storyFor bounds a story as a whole.
-	storyFor = 24 * time.Second
+	storyFor = 40 * time.Second
 	// before and after a found event is looked for what it came from and what came of it.
 	before, after = 2 * time.Minute, 10 * time.Minute
 	// mostSeeds bounds how many events are told of that were asked for, as of a session,

@@ -98,7 +98,7 @@ export class ServerError extends Error {
 
 // ask gets a view's data.
 export async function ask(path, signal) {
-  const patience = AbortSignal.timeout(25000); // longer than the console's own with its sources
+  const patience = AbortSignal.timeout(45000); // longer than the console's own with its sources
   return answer(await fetch(`api/${path}`, { signal: AbortSignal.any([signal, patience]), headers: { accept: "application/json" } }).catch(unreachable));
 }
 
