@@ -311,7 +311,8 @@ func (l *learner) drift(ctx context.Context, e *event.Event, by cause) error {
 		return invalid("there is no policy for model %q", name)
 	}
 	var r struct {
-		From *time.Time `json:"window_start"`
+		From    *time.Time `json:"window_start"`
+		Version string     `json:"model_version"`
 	}
 	if err := answer(e, &r); err != nil {
 		return err
@@ -320,6 +321,11 @@ func (l *learner) drift(ctx context.Context, e *event.Event, by cause) error {
 		return nil
 	}
 	err := l.locked(ctx, name, func(tx pgx.Tx) error {
+		// Where the registry is away, the run will wait for it anyway.
+		if serving, err := l.serving(ctx, name); err == nil && serving != "" && r.Version != "" && r.Version != serving {
+			slog.InfoContext(ctx, "drift of a version that does not serve any more asks for nothing", "model", name, "version", r.Version, "serving", serving)
+			return nil
+		}
 		if was, err := l.followed(ctx, tx, name, "train", by); err != nil || was {
 			return err
 		}
@@ -518,6 +524,11 @@ func (l *learner) judge(ctx context.Context, tx pgx.Tx, name string, r trainRun,
 	} else if err == nil {
 		// Nothing serves yet, so the next try must not wait as long as one for a successor.
 		_, err = tx.Exec(ctx, `UPDATE learning.models SET failures = failures + 1 WHERE model = $1`, name)
+	}
+	if err == nil && v.promote {
+		// A drift that was seen meanwhile was of the version before.
+		_, err = tx.Exec(ctx, `UPDATE learning.models SET wanted_for = NULL, wanted_source = NULL, wanted_id = NULL, wanted_at = NULL, wanted_since = NULL
+			WHERE model = $1 AND wanted_for = $2`, name, forDrift)
 	}
 	if err != nil {
 		return fmt.Errorf("noting the judgement of run %d: %w", r.id, err)

@@ -107,3 +107,22 @@ func TestModelsOfServers_areTrainedOnDemandAndBySchedule(t *testing.T) {
 		})
 	}
 }
+
+// Drift of a version that another has replaced leads to nothing, whether it was told of
+// while that was being trained or comes late.
+func TestDrift_ofAVersionThatWasReplacedAsksForNothing(t *testing.T) {
+	w := newWorld(t)
+	drifted := func(version string) {
+		t.Helper()
+		w.must(w.event(events.DriftDetected, "/millrace/drift", shop, map[string]any{"model": shop, "model_version": version, "window_start": driftFrom}))
+	}
+	w.rows(10)
+	w.tickAt(time.Second)
+	drifted("starter")
+	w.must(w.ended(w.aliases.add(), 0, ""))
+	w.tickAt(time.Hour)
+	drifted("starter")
+	w.want("the first", []string{"train", "promote 1"}, []string{"training.requested", "model.promoted"}, "1")
+	drifted("1")
+	w.want("drift of the first", []string{"train", "promote 1", "train"}, []string{"training.requested", "model.promoted", "training.requested"}, "1")
+}
