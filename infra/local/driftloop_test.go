@@ -39,6 +39,7 @@ func driftPolicies() string {
     retry: 1s
     request: {trials: 4, bootstrap: 50}
     drift_request: {max_rows: 1200}
+    since_drift: true
     gate: {gain: champion_gain, tolerance: ` + m.tolerance + `, baseline: baseline_gain}
 `
 	}
@@ -315,7 +316,7 @@ func (f *followed) event(m *events.Message, at time.Time) {
 func (f *followed) await(t *testing.T, what string, wanted func(e *aboutModel) bool) aboutModel {
 	t.Helper()
 	// Training takes a busy machine minutes.
-	for deadline := time.Now().Add(4 * patience); ; time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(7 * patience); ; time.Sleep(20 * time.Millisecond) {
 		f.mu.Lock()
 		for i := range f.events {
 			if wanted(&f.events[i]) {
