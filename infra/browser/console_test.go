@@ -7,6 +7,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/url"
@@ -30,53 +31,79 @@ import (
 // patience bounds the waiting for anything: it is for a machine that does much else.
 const patience = 3 * time.Minute
 
-// TestConsole runs the platform with little load and looks at every view at three
-// sizes, runs the queries of Grafana's panels, then looks at what is said when PostgreSQL
-// is gone, and when it is back.
-func TestConsole(t *testing.T) {
-	programs := os.Getenv("TEST_PROGRAMS")
-	if programs == "" {
+// size is a screen.
+type size struct {
+	name          string
+	width, height int64
+}
+
+var sizes = []size{{"wide", 1600, 1200}, {"laptop", 1280, 800}, {"phone", 390, 844}}
+
+// view is a hash of the page and what must come to be on it.
+type view struct{ hash, want string }
+
+// trace is that of an event which is posted, and not recorded by anybody.
+const trace = "0af7651916cd43dd8448eb211c80319c"
+
+// programs is the folder of the built programs.
+func programs(t *testing.T) string {
+	t.Helper()
+	folder := os.Getenv("TEST_PROGRAMS")
+	if folder == "" {
 		t.Skip("TEST_PROGRAMS is not set: `make test-console` sets it")
 	}
-	p := startPlatform(t, programs)
+	return folder
+}
+
+// TestConsole runs the platform with little load, measures how long it takes until the
+// console is filled, and looks at every view at three sizes, light and dark. The queries
+// of Grafana's panels are run on the way.
+func TestConsole(t *testing.T) {
+	programs := programs(t)
 	b := startBrowser(t)
+	began := time.Now()
+	p := startPlatform(t, programs)
 	page := p.url("console") + "/console/"
 
-	// Something that is refused, to be seen among the dead letters.
-	p.send(t, "ce-dataschema", "urn:millrace:contract:nope")
+	// As somebody sees it who opens the page as soon as there is one.
+	b.screen(t, sizes[0], "light")
+	b.do(t, chromedp.Navigate(page))
+	b.await(t, "a graph in which events flow", `document.querySelectorAll("main .edge.flows").length > 5`)
+	b.await(t, "rows in gold", `[...document.querySelectorAll(".tile")].some((e) => e.innerText.startsWith("gold") && /[1-9]/.test(e.innerText))`)
+	b.do(t, chromedp.Navigate(page+"#/predictions"))
+	b.await(t, "predictions", `document.querySelectorAll("main tbody tr").length > 5`)
+	t.Logf("from the start of the platform to a filled console: %.1f s", time.Since(began).Seconds())
 
-	views := []struct{ hash, want string }{
-		{"#/", "raw-user-behavior"},
-		{"#/invalid", "SCHEMA_VALIDATION_ERROR"},
-		{"#/predictions", "purchase_prediction_model"},
-		{"#/anomalies", ""},
-		{"#/drift", ""},
-		{"#/models", "Decisions"},
-		{"#/warehouse", "passed"},
-		{"#/alerts", ""},
-		{"#/deadletters", "nope"},
-		{"#/story?q=me", ""},
+	// Something that is refused, to be seen among the dead letters.
+	p.send(t, "{}", "ce-dataschema", "urn:millrace:contract:nope")
+
+	views := []view{
+		{"#/", "raw-user-behavior"}, {"#/invalid", "SCHEMA_VALIDATION_ERROR"}, {"#/predictions", "purchase_prediction_model"},
+		{"#/anomalies", ""}, {"#/drift", ""}, {"#/models", "Decisions"}, {"#/warehouse", "passed"}, {"#/alerts", ""},
+		{"#/deadletters", "nope"}, {"#/story?q=server-1", ""},
 	}
-	for _, size := range []struct {
-		name          string
-		width, height int64
-	}{{"wide", 1600, 1200}, {"laptop", 1280, 800}, {"phone", 390, 844}} {
-		b.do(t, emulation.SetDeviceMetricsOverride(size.width, size.height, 1, false))
-		for _, v := range views {
-			b.do(t, chromedp.Navigate("about:blank"), chromedp.Navigate(page+v.hash))
-			b.await(t, v.hash, `document.querySelector("main h1") !== null && !document.querySelector("main").textContent.includes("Loading.")`)
-			if v.want != "" {
-				b.await(t, v.hash+" with "+v.want, fmt.Sprintf(`document.querySelector("main").textContent.includes(%q)`, v.want))
+	for _, size := range sizes {
+		for _, theme := range []string{"light", "dark"} {
+			b.screen(t, size, theme)
+			for i, v := range views {
+				// In the dark, those with a graph, a chart and a story have all that there is.
+				if theme == "dark" && i != 0 && i != 3 && i != len(views)-1 {
+					continue
+				}
+				b.look(t, page, v)
+				// Nothing may be wider than the screen but what scrolls by itself.
+				if wide := b.eval(t, `document.documentElement.scrollWidth - document.documentElement.clientWidth`); wide != "0" {
+					t.Errorf("%s on %s is %s pixels too wide", v.hash, size.name, wide)
+				}
+				b.picture(t, size.name+"-"+theme+"-"+strings.Trim(strings.SplitN(v.hash, "?", 2)[0], "#/"))
 			}
-			// Nothing may be wider than the screen but what scrolls by itself.
-			if wide := b.eval(t, `document.documentElement.scrollWidth - document.documentElement.clientWidth`); wide != "0" {
-				t.Errorf("%s on %s is %s pixels too wide", v.hash, size.name, wide)
-			}
-			b.picture(t, size.name+"-"+strings.Trim(strings.SplitN(v.hash, "?", 2)[0], "#/"))
+			b.readable(t)
+			b.namesOfControls(t)
 		}
 	}
-	b.namesOfControls(t)
-	p.panels(t)
+	b.screen(t, sizes[1], "light")
+
+	p.panels(t, p.prometheus(t))
 	if errs := b.errors(); len(errs) > 0 {
 		t.Errorf("in the browser's log:\n%s", strings.Join(errs, "\n"))
 	}
@@ -88,40 +115,157 @@ func TestConsole(t *testing.T) {
 	b.await(t, "the question", `document.querySelector("dialog").open`)
 	b.do(t, chromedp.Click("dialog button[type=submit]", chromedp.ByQuery))
 	b.await(t, "that it was sent", `[...document.querySelectorAll("main td button")].some((x) => x.textContent.startsWith("Sent 1 times"))`)
+}
 
-	// The database goes: the page says which, and since when; and that it is well again.
+// TestStory follows one event through a platform to which nothing else happens, by its
+// trace.
+func TestStory(t *testing.T) {
+	programs := programs(t)
+	b := startBrowser(t)
+	p := startPlatform(t, programs, "--no-load", "--functions", "validate,featurize,predict,store,lake,ingest,etl-step,console")
+	p.sendCart(t)
+	page := p.url("console") + "/console/"
+	for _, size := range sizes {
+		b.screen(t, size, "light")
+		b.look(t, page, view{"#/story?q=" + trace, "predicted"})
+	}
+	b.do(t, chromedp.Navigate(page+"#/story?q="+trace))
+	for _, hop := range []string{"event posted", "judged valid", "features online", "predicted", "verdict in its topic", "in the lake and loaded to bronze", "features stored", "prediction stored"} {
+		b.await(t, hop+" in the story", fmt.Sprintf(`document.querySelector("main").textContent.includes(%q)`, hop))
+		await(t, hop+" by millrace story", func() error {
+			if said := p.run(t, "story", trace, "--state", p.state); !strings.Contains(said, hop) {
+				return fmt.Errorf("it says:\n%s", said)
+			}
+			return nil
+		})
+	}
+	for _, size := range sizes {
+		b.screen(t, size, "light")
+		b.picture(t, size.name+"-trace")
+	}
+	if errs := b.errors(); len(errs) > 0 {
+		t.Errorf("in the browser's log:\n%s", strings.Join(errs, "\n"))
+	}
+	t.Logf("millrace story %s\n%s", trace, p.run(t, "story", trace, "--state", p.state))
+}
+
+// TestStoresThatGo stops Redis, PostgreSQL and Kafka while the page is looked at, and lets
+// them go on: which one is away and since when, and that it is well again, is said by the
+// page, by millrace status, by the metrics, and by the alert.
+func TestStoresThatGo(t *testing.T) {
+	programs := programs(t)
+	t.Setenv("DATACENTER", "off") // as little as is needed to see events flow
+	b := startBrowser(t)
+	p := startPlatform(t, programs, "--functions", "validate,featurize,store,deadletter,console")
+	page := p.url("console") + "/console/"
+	b.screen(t, sizes[1], "light")
+	prometheus := p.prometheus(t)
+
+	// A store goes: the page says which and since when, and so do the metrics and the
+	// alert; then that it is well again.
 	b.do(t, chromedp.Navigate(page+"#/"))
-	p.stopPostgres(t, syscall.SIGSTOP)
-	b.await(t, "that PostgreSQL is away", `document.querySelector("#trouble").textContent.includes("PostgreSQL has not answered for")`)
-	b.picture(t, "trouble")
-	p.stopPostgres(t, syscall.SIGCONT)
-	b.await(t, "that PostgreSQL is well", `!document.querySelector("#trouble").textContent.includes("PostgreSQL")`)
+	for _, s := range []struct{ store, name string }{{"redis", "Redis"}, {"postgres", "PostgreSQL"}, {"kafka", "Kafka"}} {
+		stopped := p.processes(t, s.store)
+		signal(t, stopped, syscall.SIGSTOP)
+		t.Cleanup(func() { signal(t, stopped, syscall.SIGCONT) })
+		b.await(t, "that "+s.name+" is away", fmt.Sprintf(`/%s is away since \d\d:\d\d:\d\d/.test(document.querySelector("#trouble").textContent)`, s.name))
+		b.picture(t, "away-"+s.store)
+		p.awaitMetric(t, s.store, 0)
+		if said := p.run(t, "status", "--state", p.state); !strings.Contains(said, s.store+" is away since ") {
+			t.Errorf("millrace status says:\n%s", said)
+		}
+		if prometheus != "" {
+			awaitAlert(t, prometheus, s.store, true)
+		}
+		signal(t, stopped, syscall.SIGCONT)
+		b.await(t, "that "+s.name+" is well again", fmt.Sprintf(`/%s is well again since \d\d:\d\d:\d\d, away for \d+ s/.test(document.querySelector("#trouble").textContent)`, s.name))
+		b.picture(t, "again-"+s.store)
+		p.awaitMetric(t, s.store, 1)
+		if prometheus != "" {
+			awaitAlert(t, prometheus, s.store, false)
+		}
+		t.Logf("%s: %s", s.store, b.eval(t, `document.querySelector("#trouble").innerText`))
+	}
+
+	// The console itself goes.
+	console := p.processes(t, "console")
+	signal(t, console, syscall.SIGSTOP)
+	t.Cleanup(func() { signal(t, console, syscall.SIGCONT) })
+	b.await(t, "that the console is away", `document.querySelector("#trouble").textContent.includes("The console does not answer")`)
+	signal(t, console, syscall.SIGCONT)
+	b.await(t, "that the console is back", `!document.querySelector("#trouble").textContent.includes("The console does not answer")`)
+
+	if prometheus != "" {
+		p.scraped(t, b, programs, prometheus)
+	}
+}
+
+// scraped looks at a console that has no runner to ask, as on a cluster.
+func (p *platform) scraped(t *testing.T, b *browser, programs, prometheus string) {
+	t.Helper()
+	page := startConsole(t, programs, "PROMETHEUS_URL="+prometheus, "DATABASE_URL="+strings.TrimSpace(p.run(t, "env", "--state", p.state, "--name", "DATABASE_URL")),
+		"DEADLETTER_URL="+p.url("deadletter"))
+	for _, size := range sizes {
+		b.screen(t, size, "light")
+		b.look(t, page, view{"#/", "raw-user-behavior"})
+		b.await(t, "a graph in which events flow", `document.querySelectorAll("main .edge.flows").length > 5`)
+		b.picture(t, size.name+"-prometheus")
+	}
+	b.look(t, page, view{"#/invalid", "SCHEMA_VALIDATION_ERROR"})
+	redis := p.processes(t, "redis")
+	signal(t, redis, syscall.SIGSTOP)
+	t.Cleanup(func() { signal(t, redis, syscall.SIGCONT) })
+	b.await(t, "that Redis is away, by Prometheus", `/Redis is away since \d\d:\d\d:\d\d: as .*runner.* found/.test(document.querySelector("#trouble").textContent)`)
+	signal(t, redis, syscall.SIGCONT)
+	b.await(t, "that Redis is well again, by Prometheus", `/Redis is well again since \d\d:\d\d:\d\d/.test(document.querySelector("#trouble").textContent)`)
+}
+
+// TestConsoleOfNothing looks at the views of a platform to which nothing has happened.
+func TestConsoleOfNothing(t *testing.T) {
+	programs := programs(t)
+	p := startPlatform(t, programs, "--no-load", "--functions", "validate,etl-step,store,alert,drift,deadletter,console")
+	b := startBrowser(t)
+	for _, v := range []view{
+		{"#/", "raw-user-behavior"}, {"#/invalid", "No alert about invalid events."}, {"#/predictions", "Nothing was predicted yet."},
+		{"#/anomalies", "No anomaly yet."}, {"#/drift", "No drift was measured yet"}, {"#/models", "None yet."},
+		{"#/warehouse", "No load was checked yet."}, {"#/alerts", "No alert was raised."}, {"#/deadletters", "None. Everything was delivered."},
+		{"#/story?q=nobody", "Nothing is known of nobody"}, {"#/story", "What did one event become?"},
+	} {
+		b.look(t, p.url("console")+"/console/", v)
+	}
+	if errs := b.errors(); len(errs) > 0 {
+		t.Errorf("in the browser's log:\n%s", strings.Join(errs, "\n"))
+	}
 }
 
 // TestConsoleAlone looks at a console that was given no source.
 func TestConsoleAlone(t *testing.T) {
-	programs := os.Getenv("TEST_PROGRAMS")
-	if programs == "" {
-		t.Skip("TEST_PROGRAMS is not set: `make test-console` sets it")
-	}
-	port := freePorts(t, 1)
-	cmd := exec.CommandContext(t.Context(), filepath.Join(programs, "console"))
-	cmd.Env = []string{"FUNCTION_NAME=console", "LISTEN_HOST=127.0.0.1", "PORT=" + strconv.Itoa(port)}
-	cmd.Stderr = os.Stderr
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = cmd.Process.Signal(syscall.SIGTERM); _ = cmd.Wait() })
+	programs := programs(t)
+	page := startConsole(t, programs)
 	b := startBrowser(t)
-	at := fmt.Sprintf("http://127.0.0.1:%d", port)
-	await(t, "the console", func() error { return get(at+"/readyz", nil) })
 	for _, hash := range []string{"#/", "#/invalid", "#/predictions", "#/anomalies", "#/drift", "#/models", "#/warehouse", "#/alerts", "#/deadletters", "#/story?q=x"} {
-		b.do(t, chromedp.Navigate("about:blank"), chromedp.Navigate(at+"/console/"+hash))
+		b.do(t, chromedp.Navigate("about:blank"), chromedp.Navigate(page+hash))
 		b.await(t, hash, `document.querySelector("main").textContent.includes("Nothing here")`)
 	}
 	if errs := b.errors(); len(errs) > 0 {
 		t.Errorf("in the browser's log:\n%s", strings.Join(errs, "\n"))
 	}
+}
+
+// startConsole starts a console by itself and gives the address of its page.
+func startConsole(t *testing.T, programs string, env ...string) string {
+	t.Helper()
+	port := freePorts(t, 1)
+	cmd := exec.CommandContext(t.Context(), filepath.Join(programs, "console"))
+	cmd.Env = append([]string{"FUNCTION_NAME=console", "LISTEN_HOST=127.0.0.1", "PORT=" + strconv.Itoa(port)}, env...)
+	cmd.Stderr = os.Stderr
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cmd.Process.Signal(syscall.SIGTERM); _ = cmd.Wait() })
+	at := fmt.Sprintf("http://127.0.0.1:%d", port)
+	await(t, "the console", func() error { return get(at+"/readyz", nil) })
+	return at + "/console/"
 }
 
 // browser is a tab of a Chromium.
@@ -175,6 +319,44 @@ func (b *browser) do(t *testing.T, actions ...chromedp.Action) {
 	t.Helper()
 	if err := chromedp.Run(b.ctx, actions...); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// screen takes another screen, and a theme as people's systems ask for it.
+func (b *browser) screen(t *testing.T, s size, theme string) {
+	t.Helper()
+	b.do(t, emulation.SetDeviceMetricsOverride(s.width, s.height, 1, false),
+		emulation.SetEmulatedMedia().WithFeatures([]*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: theme}}))
+}
+
+// look opens a view anew and waits for what must come to be on it.
+func (b *browser) look(t *testing.T, page string, v view) {
+	t.Helper()
+	b.do(t, chromedp.Navigate("about:blank"), chromedp.Navigate(page+v.hash))
+	b.await(t, v.hash, `document.querySelector("main h1") !== null && !document.querySelector("main").textContent.includes("Loading.")`)
+	if v.want != "" {
+		b.await(t, v.hash+" with "+v.want, fmt.Sprintf(`document.querySelector("main").textContent.includes(%q)`, v.want))
+	}
+}
+
+// readable requires that text stands out from what it stands on, by the contrast that
+// WCAG 2 asks of text of this size.
+func (b *browser) readable(t *testing.T) {
+	t.Helper()
+	if got := b.eval(t, `(() => {
+		const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+		const light = (colour) => {
+			canvas.fillStyle = colour;
+			canvas.fillRect(0, 0, 1, 1);
+			const [r, g, b] = [...canvas.getImageData(0, 0, 1, 1).data].map((v) => v / 255).map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
+			return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+		};
+		const behind = (e) => { for (; e; e = e.parentElement) { const c = getComputedStyle(e).backgroundColor; if (c !== "rgba(0, 0, 0, 0)") return c; } return "white"; };
+		return [...document.querySelectorAll("body *:not(option)")].filter((e) => e.checkVisibility() && [...e.childNodes].some((n) => n.nodeType === 3 && n.data.trim()) && !(e instanceof SVGElement) && !e.disabled)
+			.map((e) => { const [a, b] = [light(getComputedStyle(e).color), light(behind(e))].sort().reverse(); return [(Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05), e.className + " " + e.textContent.slice(0, 30)]; })
+			.filter(([c]) => c < 4.5).slice(0, 5);
+	})()`); got != "[]" {
+		t.Errorf("hard to read: %s", got)
 	}
 }
 
@@ -240,7 +422,7 @@ type platform struct {
 	state string
 }
 
-func startPlatform(t *testing.T, programs string) *platform {
+func startPlatform(t *testing.T, programs string, flags ...string) *platform {
 	t.Helper()
 	root, err := filepath.Abs("../..")
 	if err != nil {
@@ -251,8 +433,9 @@ func startPlatform(t *testing.T, programs string) *platform {
 	if err := os.Chmod(filepath.Dir(p.state), 0o711); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.CommandContext(t.Context(), filepath.Join(programs, "millrace"),
-		"up", "--plain", "--root", root, "--state", p.state, "--bin", programs, "--port-base", strconv.Itoa(p.base), "--rate", "100")
+	cmd := exec.CommandContext(t.Context(), filepath.Join(programs, "millrace"), append([]string{
+		"up", "--plain", "--root", root, "--state", p.state, "--bin", programs, "--port-base", strconv.Itoa(p.base), "--rate", "100",
+	}, flags...)...)
 	out, err := os.Create(filepath.Join(p.state, "out"))
 	if err != nil {
 		t.Fatal(err)
@@ -286,7 +469,7 @@ func startPlatform(t *testing.T, programs string) *platform {
 		if err := p.status(&s); err != nil {
 			return err
 		}
-		if s.State != "running" || s.Warehouse.Facts == 0 {
+		if s.State != "running" {
 			return fmt.Errorf("%+v", s)
 		}
 		return nil
@@ -297,7 +480,6 @@ func startPlatform(t *testing.T, programs string) *platform {
 // status is what is needed of the runner's.
 type status struct {
 	State     string
-	Warehouse struct{ Facts int }
 	Processes []struct {
 		Name, Address string
 		PID           int
@@ -322,15 +504,39 @@ func (p *platform) url(name string) string {
 	return "no part " + name
 }
 
-// send posts an event of the shop, with one more header.
-func (p *platform) send(t *testing.T, name, value string) {
+// run gives what a command of the runner prints.
+func (p *platform) run(t *testing.T, args ...string) string {
 	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, fmt.Sprintf("http://127.0.0.1:%d/millrace/default", p.base), strings.NewReader(`{}`))
+	out, err := exec.CommandContext(t.Context(), filepath.Join(os.Getenv("TEST_PROGRAMS"), "millrace"), args...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("millrace %s: %v\n%s", strings.Join(args, " "), err, out)
+	}
+	return string(out)
+}
+
+// sendCart posts something put into the cart, with a trace that nobody records.
+func (p *platform) sendCart(t *testing.T) {
+	t.Helper()
+	text, err := os.ReadFile("../../shared/contract/testdata/golden/tracking.raw_user_behavior/valid-nulls.in")
 	if err != nil {
 		t.Fatal(err)
 	}
-	for k, v := range map[string]string{"Content-Type": "application/json", "ce-specversion": "1.0", "ce-id": "1", "ce-source": "/me", "ce-type": "dev.millrace.behavior.raw.v1", name: value} {
+	p.send(t, strings.Replace(string(text), `"event_type":"view"`, `"event_type":"cart"`, 1),
+		"ce-dataschema", "urn:millrace:contract:shop-clickstream", "ce-traceparent", "00-"+trace+"-b7ad6b7169203331-00", "ce-id", "of-a-trace")
+}
+
+// send posts an event of the shop, with more headers.
+func (p *platform) send(t *testing.T, body string, headers ...string) {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, fmt.Sprintf("http://127.0.0.1:%d/millrace/default", p.base), strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for k, v := range map[string]string{"Content-Type": "application/json", "ce-specversion": "1.0", "ce-id": "1", "ce-source": "/me", "ce-type": "dev.millrace.behavior.raw.v1"} {
 		req.Header.Set(k, v)
+	}
+	for i := 0; i < len(headers); i += 2 {
+		req.Header.Set(headers[i], headers[i+1])
 	}
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
@@ -344,15 +550,11 @@ func (p *platform) send(t *testing.T, name, value string) {
 
 // panels runs every query of Grafana's panels against the platform, and a Prometheus
 // that scrapes it where there is one.
-func (p *platform) panels(t *testing.T) {
+func (p *platform) panels(t *testing.T, prometheus string) {
 	t.Helper()
-	database, err := exec.CommandContext(t.Context(), filepath.Join(os.Getenv("TEST_PROGRAMS"), "millrace"), "env", "--state", p.state, "--name", "DATABASE_URL").Output()
-	if err != nil {
-		t.Fatalf("asking for the database's address: %v", err)
-	}
 	cmd := exec.CommandContext(t.Context(), "go", "test", "-count=1", "-run", "^TestPanelsGiveRows$", "-v", "./infra/grafana")
 	cmd.Dir = filepath.Join("..", "..")
-	cmd.Env = append(os.Environ(), "PANELS_DATABASE_URL="+strings.TrimSpace(string(database)), "PANELS_PROMETHEUS_URL="+p.prometheus(t))
+	cmd.Env = append(os.Environ(), "PANELS_DATABASE_URL="+strings.TrimSpace(p.run(t, "env", "--state", p.state, "--name", "DATABASE_URL")), "PANELS_PROMETHEUS_URL="+prometheus)
 	out, err := cmd.CombinedOutput()
 	t.Logf("panels:\n%s", out)
 	if err != nil {
@@ -406,18 +608,71 @@ func (p *platform) prometheus(t *testing.T) string {
 	return "http://" + address
 }
 
-// stopPostgres sends a signal to every process of the platform's PostgreSQL.
-func (p *platform) stopPostgres(t *testing.T, signal syscall.Signal) {
+// awaitMetric waits until the runner's metrics say of a store whether it is up.
+func (p *platform) awaitMetric(t *testing.T, store string, up int) {
 	t.Helper()
-	text, err := os.ReadFile(filepath.Join(p.state, "data", "postgres", "postmaster.pid"))
-	if err != nil {
+	await(t, fmt.Sprintf("millrace_store_up of %s to be %d", store, up), func() error {
+		resp, err := http.Get(fmt.Sprintf("http://127.0.0.1:%d/metrics", p.base)) //nolint:noctx // the test's own
+		if err != nil {
+			return err
+		}
+		defer resp.Body.Close()
+		text, err := io.ReadAll(resp.Body)
+		if err != nil {
+			return err
+		}
+		for _, line := range []string{fmt.Sprintf("millrace_store_up{store=%q} %d", store, up), fmt.Sprintf("millrace_store_changed_timestamp_seconds{store=%q} ", store)} {
+			if !strings.Contains(string(text), line) {
+				return fmt.Errorf("no %s", line)
+			}
+		}
+		return nil
+	})
+}
+
+// awaitAlert waits until Prometheus fires the alert about a store, or does not any more.
+func awaitAlert(t *testing.T, prometheus, store string, firing bool) {
+	t.Helper()
+	await(t, fmt.Sprintf("the alert StoreAway of %s: %t", store, firing), func() error {
+		var answer struct{ Data struct{ Result []any } }
+		query := fmt.Sprintf(`ALERTS{alertname="StoreAway", store=%q, alertstate="firing"}`, store)
+		if err := get(prometheus+"/api/v1/query?query="+url.QueryEscape(query), &answer); err != nil {
+			return err
+		}
+		if (len(answer.Data.Result) > 0) != firing {
+			return fmt.Errorf("%s is %v", query, answer.Data.Result)
+		}
+		return nil
+	})
+}
+
+// signal sends a signal to processes, of which some may have ended.
+func signal(t *testing.T, processes []int, s syscall.Signal) {
+	t.Helper()
+	for _, p := range processes {
+		if err := syscall.Kill(p, s); err != nil && err != syscall.ESRCH {
+			t.Error(err)
+		}
+	}
+}
+
+// processes are a part's process and those that it has started.
+func (p *platform) processes(t *testing.T, name string) []int {
+	t.Helper()
+	var s status
+	if err := p.status(&s); err != nil {
 		t.Fatal(err)
 	}
-	first, _, _ := strings.Cut(string(text), "\n")
-	pid, err := strconv.Atoi(first)
-	if err != nil {
-		t.Fatal(err)
+	pid := 0
+	for _, process := range s.Processes {
+		if process.Name == name {
+			pid = process.PID
+		}
 	}
+	if pid == 0 {
+		t.Fatalf("%s does not run", name)
+	}
+	first := strconv.Itoa(pid)
 	// Each of its processes is a group of its own.
 	stats, err := filepath.Glob("/proc/[0-9]*/stat")
 	if err != nil {
@@ -435,11 +690,7 @@ func (p *platform) stopPostgres(t *testing.T, signal syscall.Signal) {
 			all = append(all, child)
 		}
 	}
-	for _, p := range all {
-		if err := syscall.Kill(p, signal); err != nil && err != syscall.ESRCH {
-			t.Fatal(err)
-		}
-	}
+	return all
 }
 
 func get(url string, answer any) error {

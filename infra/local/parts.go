@@ -154,7 +154,7 @@ func (w *parts) pingKafka(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	client, err := kgo.NewClient(append(opts, kgo.RequestRetries(0), kgo.DialTimeout(time.Second))...)
+	client, err := kgo.NewClient(append(opts, kgo.RequestRetries(0), kgo.DialTimeout(3*time.Second))...)
 	if err != nil {
 		return err
 	}

@@ -13,7 +13,7 @@ const (
 	pingEvery = time.Second
 	// pingPatience is how long it may take to answer. A machine that has much else to do
 	// is slower than one would think.
-	pingPatience = 3 * time.Second
+	pingPatience = 5 * time.Second
 	// newsFor is how long it is told that a store is well again.
 	newsFor = 2 * time.Minute
 )
