@@ -126,8 +126,19 @@ test-training: build ## The trainer's tests, on one thread; skipped where its Py
 	  ruff check && ruff format --check && mypy && python -m pytest; \
 	  else echo "skipped: the packages of infra/training/requirements.txt cannot be installed here"; fi
 
+.PHONY: test-ray
+test-ray: build ## The RayJob's entrypoint, environment and parameters on a Ray cluster of this machine, with MLflow and S3
+	@if $(MAKE) -s training-venv; then cd infra/training && TEST_RAYJOB=1 OMP_NUM_THREADS=1 PATH="$(CURDIR)/$(TRAINING_VENV)/bin:$$PATH" \
+	  python -m pytest tests/test_rayjob.py; \
+	  else echo "skipped: the packages of infra/training/requirements-ray.txt cannot be installed here"; fi
+
+.PHONY: test-image
+test-image: ## The instructions of the trainer's Dockerfile in a folder, packages from nothing; skipped where they cannot be had
+	@if $(MAKE) -s training-venv; then cd infra/training && TEST_IMAGE=1 ../../$(TRAINING_VENV)/bin/python -m pytest tests/test_image.py; \
+	  else echo "skipped: the packages of infra/training/requirements.txt cannot be installed here"; fi
+
 .PHONY: test-learning
-test-learning: build ## Trained, judged, served, refused, rolled back, with trainer and MLflow killed; skipped where the Python packages cannot be had
+test-learning: build ## Trained, judged, served, refused, rolled back, with each part of the loop killed; skipped where the Python packages cannot be had
 	@if $(MAKE) -s training-venv; then cd infra/local && TEST_LEARNING=1 MILLRACE_TEST_BIN=$(CURDIR)/$(BIN) \
 	  go test -run '^TestLearning$$' -count=1 -timeout 20m -v .; \
 	  else echo "skipped: the packages of infra/training/requirements.txt cannot be installed here"; fi
@@ -189,6 +200,11 @@ chaos: build ## Ten rounds of kill -9 under load (CHAOS_ROUNDS, CHAOS_SEED)
 chaos-features: ## Ten rounds of kill -9 of Redis and featurize, features against a replay (CHAOS_ROUNDS, CHAOS_SEED)
 	FEATURES_KILL_ROUNDS=$(or $(CHAOS_ROUNDS),10) FEATURES_KILL_SEED=$(CHAOS_SEED) \
 	  go test -run '^TestFeaturesEqualAReplayAfterKills$$' -count=1 -timeout 30m -v ./functions/featurize
+
+.PHONY: chaos-series
+chaos-series: build ## Rounds of 20,000 readings delivered 28,000 times while parts are killed: rows and anomalies exact (ROUNDS, SERIES_SEED)
+	cd infra/local && SERIES_ROUNDS=$(or $(ROUNDS),5) SERIES_READINGS=20000 SERIES_SEED=$(SERIES_SEED) MILLRACE_TEST_BIN=$(CURDIR)/$(BIN) \
+	  go test -run '^TestAnomaliesAreExactWhateverIsKilled$$' -count=1 -timeout 60m -v .
 
 .PHONY: e2e
 e2e: ## The platform on the Knative that KUBECONFIG points at; needs kubectl, ko and KO_DOCKER_REPO

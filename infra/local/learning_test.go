@@ -98,17 +98,49 @@ func TestLearning(t *testing.T) {
 
 	// MLflow is killed while a run needs it. What serves goes on serving, and the run or
 	// one after it gives its version.
+	judged := func() {
+		t.Helper()
+		eventually(t, "the run is judged", func() bool {
+			all := decided(t, db)
+			return strings.HasPrefix(all[len(all)-1], "promote") || strings.HasPrefix(all[len(all)-1], "keep")
+		}, func() string { return fmt.Sprint(decided(t, db)) })
+	}
 	train(`{"seed":3,"trials":12}`)
 	p.awaitTrainer(0)
 	p.killParts("mlflow")
 	eventually(t, "MLflow answers again", func() bool { s, ok := p.process("mlflow"); return ok && s.State == "ready" }, p.out.String)
-	eventually(t, "the run is judged", func() bool {
+	judged()
+
+	// So are, each in a run of its own and then all at once, who asks for runs and judges
+	// them, the store of features, and who serves.
+	for i, victims := range [][]string{{"train-trigger"}, {"redis"}, {"predict"}, {"train-trigger", "redis", "predict"}} {
+		eventually(t, "the trainer ends", func() bool { s, ok := p.process("training"); return !ok || s.PID == 0 }, p.out.String)
+		runs := len(decided(t, db))
+		train(fmt.Sprintf(`{"seed":%d,"trials":4}`, 10+i))
+		p.awaitTrainer(0)
+		began, excused := asked.now(), slices.Contains(victims, "predict")
+		asked.excuse(excused)
+		p.killParts(victims...)
+		asked.excuse(false)
+		judged()
 		all := decided(t, db)
-		return strings.HasPrefix(all[len(all)-1], "promote") || strings.HasPrefix(all[len(all)-1], "keep")
-	}, func() string { return fmt.Sprint(decided(t, db)) })
-	var open int
-	if err := db.QueryRow(running(t), `SELECT count(*) FROM learning.runs WHERE state IN ('requested', 'completed')`).Scan(&open); err != nil || open != 0 {
-		t.Errorf("%d runs are open, %v", open, err)
+		t.Logf("killed %s while version %s served and a run was under way: %s", strings.Join(victims, ", "), began, strings.Join(all[runs:], ", "))
+		if len(all) != runs+2 {
+			t.Errorf("decisions %v, want that of the run and that of its model", all[runs:])
+		}
+		if version, ok := strings.CutPrefix(all[len(all)-1], "promote "); ok {
+			asked.await(version)
+		} else {
+			asked.await(began)
+		}
+	}
+	rows, err := db.Query(running(t), `SELECT r.run_id || ' is ' || r.state || ', decided on ' || count(d) FROM learning.runs r
+		LEFT JOIN learning.decisions d ON d.run_id = r.run_id AND d.decision IN ('promote', 'keep', 'give up') GROUP BY r.run_id HAVING r.state <> 'failed' AND (r.state <> 'judged' OR count(d) <> 1)`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if odd, err := pgx.CollectRows(rows, pgx.RowTo[string]); err != nil || len(odd) > 0 {
+		t.Errorf("runs %v, %v", odd, err)
 	}
 	var unsent int
 	eventually(t, "all is told", func() bool {
@@ -203,6 +235,9 @@ type asking struct {
 	version  string
 	answered int
 	wrong    []string
+	// excused is set while predict may be dead; missed are the requests of then.
+	excused bool
+	missed  int
 }
 
 func ask(t *testing.T, predict string) *asking {
@@ -222,7 +257,9 @@ func ask(t *testing.T, predict string) *asking {
 			bad := err != nil || status != http.StatusOK || json.Unmarshal([]byte(body), &answer) != nil || len(answer.Predictions) != 2 || answer.Version == ""
 			a.mu.Lock()
 			a.answered++
-			if bad {
+			if bad && a.excused {
+				a.missed++
+			} else if bad {
 				a.wrong = append(a.wrong, fmt.Sprint(status, " ", body, " ", err))
 			} else {
 				a.version = answer.Version
@@ -235,10 +272,22 @@ func ask(t *testing.T, predict string) *asking {
 	return a
 }
 
+func (a *asking) now() string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.version
+}
+
 func (a *asking) await(version string) {
 	a.t.Helper()
-	now := func() string { a.mu.Lock(); defer a.mu.Unlock(); return a.version }
-	eventually(a.t, "version "+version+" serves", func() bool { return now() == version }, now)
+	eventually(a.t, "version "+version+" serves", func() bool { return a.now() == version }, a.now)
+}
+
+// excuse lets requests fail, or no longer.
+func (a *asking) excuse(yes bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.excused = yes
 }
 
 func (a *asking) end() {
@@ -248,5 +297,5 @@ func (a *asking) end() {
 	if len(a.wrong) > 0 {
 		a.t.Errorf("%d of %d requests failed, the first: %s", len(a.wrong), a.answered, a.wrong[0])
 	}
-	a.t.Logf("%d requests were answered", a.answered)
+	a.t.Logf("%d requests were answered, and %d not while predict was dead", a.answered-a.missed, a.missed)
 }
