@@ -1,6 +1,7 @@
 package function
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"crypto/subtle"
 	"encoding/json"
@@ -397,7 +398,10 @@ func (l *limit) take(b *rate.Limiter) time.Duration {
 
 // refuse answers with a problem of RFC 9457. Inference clients look for "error".
 func refuse(w http.ResponseWriter, status int, detail string) {
-	body, _ := json.Marshal(struct {
+	var body bytes.Buffer
+	out := json.NewEncoder(&body)
+	out.SetEscapeHTML(false)
+	_ = out.Encode(struct {
 		Type   string `json:"type"`
 		Title  string `json:"title"`
 		Status int    `json:"status"`
@@ -407,9 +411,9 @@ func refuse(w http.ResponseWriter, status int, detail string) {
 	h := w.Header()
 	h.Set("Content-Type", "application/problem+json")
 	h.Set("X-Content-Type-Options", "nosniff")
-	h.Set("Content-Length", strconv.Itoa(len(body)+1))
+	h.Set("Content-Length", strconv.Itoa(body.Len()))
 	w.WriteHeader(status)
-	_, _ = w.Write(append(body, '\n')) // a client that is gone needs no answer
+	_, _ = w.Write(body.Bytes()) // a client that is gone needs no answer
 }
 
 // noEvents answers deliveries to a function that only serves its own routes. 403 is
