@@ -226,6 +226,7 @@ lint: ## The linters of .golangci.yml; needs golangci-lint 2 on the PATH
 .PHONY: bench
 bench: build ## Go benchmarks of the hot paths and one end-to-end report
 	go run ./infra/bench
+	$(MAKE) bench-store
 
 # A Collector with what the configurations in infra/otel use; building it takes minutes, once.
 .PHONY: otel
