@@ -136,7 +136,8 @@ func notFound(format string, args ...any) error {
 func (a *api) handle(path string, answer func(ctx context.Context, body, dst []byte) ([]byte, error)) http.HandlerFunc {
 	labels := map[int]metric.MeasurementOption{}
 	for _, status := range []int{200, 404, 413, 422, 503} {
-		labels[status] = metric.WithAttributeSet(attribute.NewSet(attribute.String("path", path), attribute.Int("status", status)))
+		labels[status] = metric.WithAttributeSet(attribute.NewSet(
+			attribute.String("http.request.method", http.MethodPost), attribute.String("http.route", path), attribute.Int("http.response.status_code", status)))
 	}
 	return func(w http.ResponseWriter, r *http.Request) {
 		start := time.Now()

@@ -47,7 +47,7 @@ func newMetrics() (*metrics, error) {
 		0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 3600, 86400)
 	m.redis = seconds("featurize.redis", "Round trips to Redis, by what for and outcome.",
 		0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
-	m.requests = seconds("featurize.request", "Requests to the feature API, by path and status.",
+	m.requests = seconds("featurize.request", "Requests to the feature API, by http.route, http.request.method and http.response.status_code.",
 		0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 	if err != nil {
 		return nil, fmt.Errorf("making the metrics: %w", err)

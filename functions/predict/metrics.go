@@ -4,6 +4,9 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"net/http"
+	"slices"
+	"strings"
 	"time"
 
 	"go.opentelemetry.io/otel"
@@ -47,7 +50,7 @@ func newInstruments() (*instruments, error) {
 		func() (err error) {
 			i.seconds, err = m.Float64Histogram("predict.request", metric.WithUnit("s"),
 				metric.WithExplicitBucketBoundaries(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1),
-				metric.WithDescription("Seconds that HTTP requests took, by protocol and status."))
+				metric.WithDescription("Seconds that HTTP requests took, by protocol, http.route, http.request.method and http.response.status_code."))
 			return
 		},
 		func() (err error) {
@@ -146,7 +149,29 @@ func (i *instruments) payload(ctx context.Context, outcome string, n int) {
 	i.payloads.Add(ctx, int64(n), metric.WithAttributes(attribute.String("outcome", outcome)))
 }
 
-func (i *instruments) request(ctx context.Context, protocol string, status int, start time.Time) {
-	i.seconds.Record(ctx, time.Since(start).Seconds(), metric.WithAttributes(
-		attribute.String("protocol", protocol), attribute.Int("status", status)))
+// requests notes the requests of one route, by what the semantic conventions of HTTP say.
+type requests struct {
+	seconds metric.Float64Histogram
+	labels  []attribute.KeyValue
+	ok      metric.MeasurementOption // of a 200, which nearly all are
+}
+
+func (i *instruments) route(pattern, protocol string) *requests {
+	method, route, _ := strings.Cut(pattern, " ")
+	r := &requests{seconds: i.seconds, labels: []attribute.KeyValue{
+		attribute.String("protocol", protocol), attribute.String("http.request.method", method), attribute.String("http.route", route)}}
+	r.ok = r.of(http.StatusOK)
+	return r
+}
+
+func (r *requests) of(status int) metric.MeasurementOption {
+	return metric.WithAttributeSet(attribute.NewSet(append(slices.Clone(r.labels), attribute.Int("http.response.status_code", status))...))
+}
+
+func (r *requests) done(ctx context.Context, status int, start time.Time) {
+	labels := r.ok
+	if status != http.StatusOK {
+		labels = r.of(status)
+	}
+	r.seconds.Record(ctx, time.Since(start).Seconds(), labels)
 }

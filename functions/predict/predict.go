@@ -217,11 +217,12 @@ type endpoint func(*http.Request) (int, any)
 // adder adds routes to mux that count their requests.
 func (p *predictor) adder(mux *http.ServeMux) func(pattern, protocol string, e endpoint) {
 	return func(pattern, protocol string, e endpoint) {
+		requests := p.counts.route(pattern, protocol)
 		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
 			start := time.Now()
 			status, body := e(r)
 			write(w, status, body)
-			p.counts.request(r.Context(), protocol, status, start)
+			requests.done(r.Context(), status, start)
 		})
 	}
 }
