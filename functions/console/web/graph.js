@@ -113,7 +113,7 @@ export function drawGraph(graph, flow, node) {
     const { x, y } = xy.get(n.key);
     const is = node(n) ?? {};
     const name = n.name.length > 24 ? `…${n.name.slice(-23)}` : n.name;
-    s.append(svg("g", { class: `node ${n.kind}${is.ill ? " ill" : ""}`, transform: `translate(${x} ${y})` },
+    s.append(svg("g", { class: `node ${n.kind}${is.ill ? " ill" : ""}${is.absent ? " absent" : ""}`, transform: `translate(${x} ${y})` },
       svg("rect", { width: WIDTH, height: HEIGHT, rx: n.kind === "Service" ? 8 : 2 }),
       svg("text", { x: 10, y: 17 }, name),
       svg("text", { x: 10, y: 32, class: "quiet" }, is.text ?? n.schedule ?? { KafkaSource: "source", KafkaSink: "sink", topic: "topic", Client: "over HTTP", JobSink: "job" }[n.kind] ?? ""),

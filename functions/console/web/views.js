@@ -31,7 +31,7 @@ const overview = {
     const node = (n) => {
       if (n.kind === "Service") {
         const p = processes.get(n.name);
-        if (!p) return { text: "not running here", ill: false };
+        if (!p) return { text: "not running here", absent: true };
         if (live.from === "prometheus") return { text: p.state === "running" ? `${rate(p.perSecond ?? 0)} · ${bytes(p.rssBytes)}` : p.state, ill: p.state !== "running" || p.failuresPerSecond > 0 };
         return { text: `${p.state} · ${bytes(p.rssBytes)}`, ill: !["ready", "running"].includes(p.state) };
       }
@@ -49,7 +49,7 @@ const overview = {
         live.warehouse && ["gold", count(live.warehouse.facts), "rows"],
         ["dead letters", count(live.deadLettersSinceStart), "since the start"],
         ["memory", bytes(live.rssBytes), "all processes"],
-        live.learning && ["learning", live.learning.state, live.learning.detail],
+        live.learning && live.learning.state !== "off" && ["learning", live.learning.state, live.learning.detail],
       ]),
       live.stores?.length ? el("p", { class: "row" }, live.stores.map((s) => pill(`${s.name} ${s.up ? "up" : "away"} since ${clock(s.since)}`, s.up ? "good" : "bad"))) : "",
       el("div", { class: "card", tabindex: 0, "aria-label": "Event graph" }, drawGraph(graph, flow, node)),
