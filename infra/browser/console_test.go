@@ -4,6 +4,7 @@
 package browser
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -95,7 +96,7 @@ func TestConsole(t *testing.T) {
 				if wide := b.eval(t, `document.documentElement.scrollWidth - document.documentElement.clientWidth`); wide != "0" {
 					t.Errorf("%s on %s is %s pixels too wide", v.hash, size.name, wide)
 				}
-				b.picture(t, size.name+"-"+theme+"-"+strings.Trim(strings.SplitN(v.hash, "?", 2)[0], "#/"))
+				b.picture(t, size.name+"-"+theme+"-"+cmp.Or(strings.Trim(strings.SplitN(v.hash, "?", 2)[0], "#/"), "overview"))
 			}
 			b.readable(t)
 			b.namesOfControls(t)
