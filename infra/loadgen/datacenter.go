@@ -30,6 +30,7 @@ wait for the clock: times go on from -start, by default 2026-01-05, a Monday.
 
   loadgen datacenter -config dev -backfill-days 14       to KAFKA_BROKERS, until Ctrl-C
   loadgen datacenter -config normal -rate 0 -duration 24h -to day.jsonl -truth truth.jsonl
+  loadgen datacenter -config dev -rate 0 -duration 1h -to hour.csv
   loadgen datacenter -to - -rate 0 -count 3
   loadgen datacenter -drift power -drift-at 10m -drift-size 0.3
   loadgen datacenter -to http://localhost:8080/millrace/default -http-batch 100`
@@ -121,7 +122,7 @@ func (f *datacenterFlags) flags(fs *flag.FlagSet) {
 	fs.Uint64Var(&f.count, "count", 0, "stop at this number of messages, those of an earlier run that is resumed included; 0 is no limit")
 	fs.Float64Var(&f.bad, "bad", 0, "share of the readings that come out wrong, in one of these ways: "+strings.Join(wrongs[:], ", "))
 
-	fs.StringVar(&f.to, "to", "kafka", "kafka, an http address that takes CloudEvents, a file of lines, or - for standard output")
+	fs.StringVar(&f.to, "to", "kafka", "kafka, an http address that takes CloudEvents, a file of lines (CSV if its name ends in .csv, else JSON), or - for standard output")
 	fs.StringVar(&f.truth, "truth", "", "where the ground truth goes: none, or a file of lines (default the topic with "+truthSuffix+" at its end for kafka, else none)")
 	fs.StringVar(&f.topic, "topic", datacenterTopic, "Kafka topic")
 	fs.StringVar(&f.brokers, "brokers", "", "Kafka brokers as host:port, comma separated (default KAFKA_BROKERS, or localhost:9092)")
@@ -179,6 +180,8 @@ func (f *datacenterFlags) simulation(now time.Time, kept *datacenterProgress) (d
 		return c, errors.New("-duration must not be negative")
 	case !(f.bad >= 0 && f.bad <= 1):
 		return c, fmt.Errorf("-bad must be between 0 and 1, got %v", f.bad)
+	case f.csv() && f.bad > 0:
+		return c, errors.New("-bad is for messages, of which CSV cannot show all that is wrong")
 	case c.Interval < time.Millisecond:
 		return c, fmt.Errorf("-interval must be at least 1ms, got %s", c.Interval)
 	}
@@ -208,6 +211,9 @@ func (f *datacenterFlags) simulation(now time.Time, kept *datacenterProgress) (d
 	}
 	return c, nil
 }
+
+// csv tells whether a CSV file is asked for.
+func (f *datacenterFlags) csv() bool { return strings.HasSuffix(f.to, ".csv") }
 
 // entities says whose readings a run sends: those of one description have one history.
 func entities(c *datacenter.Config) string {
@@ -447,6 +453,15 @@ func (m *meter) open(ctx context.Context, first uint64, stdout io.Writer) (where
 		if err != nil {
 			return "", fmt.Errorf("-to: %w", err)
 		}
+		if f.csv() {
+			if at, err := file.Seek(0, io.SeekEnd); err != nil {
+				return "", fmt.Errorf("-to: %w", err)
+			} else if at == 0 {
+				if _, err := io.WriteString(file, csvHeader()); err != nil {
+					return "", fmt.Errorf("-to: %w", err)
+				}
+			}
+		}
 		m.to = lineFile{target.NewLines(file, first), file}
 		return f.to, nil
 	}
@@ -572,6 +587,13 @@ func (m *meter) reading(ctx context.Context, p phase, t time.Time, typ, server s
 		m.wrong[i]++
 	}
 	value := m.cut()
+	if m.flags.csv() {
+		var err error
+		if m.slab, err = appendCSV(m.slab, value); err != nil {
+			return err
+		}
+		value = m.cut()
+	}
 	if m.to.Send(ctx, target.Message{Seq: m.report.Next, Key: key, Value: value}) != nil {
 		return errEnough // only because ctx is done
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"encoding/csv"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -47,6 +48,51 @@ func TestDatacenter_messagesAreWhatTheContractsSay(t *testing.T) {
 		if r.Kinds[how] == 0 {
 			t.Errorf("nothing was %s", how)
 		}
+	}
+}
+
+// A CSV file has a header and a line a reading, with what the messages say, and goes on
+// where it ended.
+func TestDatacenter_csv(t *testing.T) {
+	dir := t.TempDir()
+	file, messages := filepath.Join(dir, "a.csv"), filepath.Join(dir, "a.jsonl")
+	flags := []string{"datacenter", "-rate", "0", "-config", "dev", "-to"}
+	must(t, append(flags, file, "-resume", filepath.Join(dir, "progress"), "-count", "24")...) // three of all eight
+	must(t, append(flags, file, "-resume", filepath.Join(dir, "progress"), "-count", "40")...)
+	must(t, append(flags, messages, "-count", "40")...)
+	f, err := os.Open(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	rows, err := csv.NewReader(f).ReadAll()
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := fileLines(t, messages)
+	if len(rows) != len(want)+1 {
+		t.Fatalf("%d rows of %d readings", len(rows)-1, len(want))
+	}
+	for i, row := range rows[1:] {
+		var members map[string]any
+		if err := json.Unmarshal([]byte(want[i]), &members); err != nil {
+			t.Fatal(err)
+		}
+		got, said := map[string]string{}, map[string]string{}
+		for c, value := range row {
+			if value != "" {
+				got[rows[0][c]] = value
+			}
+		}
+		for name, v := range members {
+			said[name] = fmt.Sprint(v)
+		}
+		if diff := cmp.Diff(said, got); diff != "" {
+			t.Fatalf("row %d (-message +row):\n%s", i+1, diff)
+		}
+	}
+	if _, _, err := loadgen(t, append(flags, file, "-bad", "0.1", "-count", "1")...); err == nil {
+		t.Error("-bad was taken")
 	}
 }
 
