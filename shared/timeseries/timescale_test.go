@@ -30,6 +30,11 @@ func run(t *testing.T, db *warehouse.DB, procedure string) {
 		t.Fatalf("there is no job %s", procedure)
 	}
 	for _, id := range jobs {
+		if procedure == "policy_refresh_continuous_aggregate" {
+			// In one transaction: a job of several, a batch each, does not end in this build,
+			// where nothing runs beside it.
+			execute(t, db, `SELECT public.alter_job(`+id+`, config => config || '{"buckets_per_batch": 0}') FROM timescaledb_information.jobs WHERE job_id = `+id)
+		}
 		if _, err := db.Exec(t.Context(), "CALL public.run_job("+id+")"); err != nil {
 			t.Fatalf("job %s of %s: %v", id, procedure, err)
 		}
