@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -134,6 +135,43 @@ func TestQueriesOnEmptyTables(t *testing.T) {
 				t.Errorf("%s, variable %s: %v", d.UID, v.Name, err)
 			}
 		}
+	}
+}
+
+// Prometheus's own tool reads the queries of metrics.
+func TestExpressions(t *testing.T) {
+	tool, err := exec.LookPath("promtool")
+	if err != nil {
+		t.Skip("there is no promtool: install Prometheus")
+	}
+	type rule struct {
+		Record string `yaml:"record"`
+		Expr   string `yaml:"expr"`
+	}
+	type group struct {
+		Name  string `yaml:"name"`
+		Rules []rule `yaml:"rules"`
+	}
+	g := group{Name: "panels"}
+	for _, d := range load(t) {
+		for _, p := range d.Panels {
+			for _, q := range p.Targets {
+				if q.Expr != "" {
+					g.Rules = append(g.Rules, rule{fmt.Sprintf("panel:%d", len(g.Rules)), q.Expr})
+				}
+			}
+		}
+	}
+	text, err := yaml.Marshal(map[string][]group{"groups": {g}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "rules.yml")
+	if err := os.WriteFile(file, text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.CommandContext(t.Context(), tool, "check", "rules", file).CombinedOutput(); err != nil {
+		t.Errorf("%v\n%s", err, out)
 	}
 }
 
