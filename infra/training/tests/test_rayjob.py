@@ -69,8 +69,11 @@ def environment(group: Any, secrets: dict[str, str], hosts: dict[str, str]) -> d
             value = value.replace(host, here)
         assert ".svc" not in value, f"{e['name']}: {value} is of no cluster here"
         given[e["name"]] = value
-    # For busy machines.
-    return given | {"AWS_EC2_METADATA_DISABLED": "true", "RAY_DASHBOARD_STARTUP_TIMEOUT_S": str(PATIENCE)}
+    patient = {  # the API is given up by default when it takes a busy machine half a minute
+        "RAY_DASHBOARD_STARTUP_TIMEOUT_S": str(PATIENCE),
+        "RAY_DASHBOARD_SUBPROCESS_MODULE_WAIT_READY_TIMEOUT": str(PATIENCE),
+    }
+    return given | {"AWS_EC2_METADATA_DISABLED": "true"} | patient
 
 
 def until(what: str, ask: Callable[[], bool]) -> None:
