@@ -122,12 +122,12 @@ func TestUsage_ofThisProcess(t *testing.T) {
 
 func TestRun_mistakesAreExplained(t *testing.T) {
 	for args, want := range map[string]string{
-		"walk":                     `there is no part "walk"; parts are go, http, e2e, reference, telemetry`,
+		"walk":                     `there is no part "walk"; parts are go, http, e2e, datacenter, reference, telemetry`,
 		"-bin /nowhere http":       "there is no program /nowhere/loadgen; run make build",
 		"-bin /nowhere e2e":        "there is no program /nowhere/millrace; run make build",
 		"-bin /nowhere -bogus e2e": "flag provided but not defined",
 		"-bin /nowhere reference":  "there is no program /nowhere/loadgen",
-		"-e2e-part some e2e":       `-e2e-part "some" is none of all, features, spine`,
+		"-e2e-part some e2e":       `-e2e-part "some" is none of datacenter, all, features, spine`,
 	} {
 		var out, log bytes.Buffer
 		err := run(t.Context(), strings.Fields(args), &out, &log)
