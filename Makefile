@@ -185,7 +185,7 @@ test-debezium: ## The embedded change data capture against a real Debezium; need
 
 .PHONY: test-console
 test-console: build ## The console in a real Chromium, in front of the platform (PICTURES=folder keeps what it saw)
-	cd infra/browser && TEST_PROGRAMS=$(CURDIR)/$(BIN) PICTURES=$(PICTURES) go test -count=1 -timeout 15m -v ./...
+	cd infra/browser && TEST_PROGRAMS=$(CURDIR)/$(BIN) PICTURES=$(PICTURES) go test -count=1 -timeout 30m -v ./...
 
 .PHONY: test-otel
 test-otel: build ## One event's trace through the platform, as a real Collector gets it (built once, minutes)
