@@ -241,7 +241,8 @@ type asking struct {
 }
 
 func ask(t *testing.T, predict string) *asking {
-	ctx, stop := context.WithCancel(running(t))
+	// As long as the test, which is longer than any one wait.
+	ctx, stop := context.WithCancel(t.Context())
 	a := &asking{t: t, stop: stop, done: make(chan struct{})}
 	go func() {
 		defer close(a.done)
