@@ -176,23 +176,32 @@ func putHex(b []byte, n uint64) {
 	}
 }
 
-// join gives a handler call its context: the span of its only event, or a span of
-// the call's own that is linked with those of all its events. end ends the latter.
+// join gives a handler call its context: the span of its only event that is recorded,
+// or, where there are several, a span of the call's own that is linked with those of
+// all of them. end ends the latter.
 func (t *tracer) join(ctx context.Context, hops []hop) (_ context.Context, end func()) {
-	switch {
-	case t == nil || len(hops) == 0 || len(hops) == 1 && hops[0].span == nil:
+	if t == nil {
 		return ctx, func() {}
-	case len(hops) == 1:
-		return trace.ContextWithSpan(ctx, hops[0].span), func() {}
 	}
-	var links []trace.Link
+	var recorded []trace.Span
 	for _, h := range hops {
 		if h.span != nil && h.span.IsRecording() {
-			links = append(links, trace.Link{SpanContext: h.span.SpanContext()})
+			recorded = append(recorded, h.span)
 		}
 	}
-	if len(links) == 0 {
+	switch len(recorded) {
+	case 0:
+		if len(hops) == 1 && hops[0].span != nil {
+			// What the handler starts is not recorded either.
+			return trace.ContextWithSpan(ctx, hops[0].span), func() {}
+		}
 		return ctx, func() {}
+	case 1:
+		return trace.ContextWithSpan(ctx, recorded[0]), func() {}
+	}
+	links := make([]trace.Link, len(recorded))
+	for i, span := range recorded {
+		links[i] = trace.Link{SpanContext: span.SpanContext()}
 	}
 	ctx, span := t.Start(ctx, t.name+" batch", trace.WithNewRoot(), trace.WithSpanKind(trace.SpanKindConsumer),
 		trace.WithLinks(links...), trace.WithAttributes(t.fixed...),
