@@ -55,6 +55,11 @@ func (s *Steps) silver(ctx context.Context, tx pgx.Tx, o object) (outcome, error
 	if err != nil {
 		return outcome{}, err
 	}
+	// Of loads that have just been written statistics know nothing, and the planner takes
+	// them for a row or two: comparing each with each then takes minutes.
+	if _, err := savepoint.Exec(ctx, "SET LOCAL enable_nestloop = off"); err != nil {
+		return outcome{}, fmt.Errorf("preparing silver: %w", err)
+	}
 	tag, err := savepoint.Exec(ctx, silverSQL, loads)
 	if err != nil {
 		return outcome{}, fmt.Errorf("merging events: %w", err)
