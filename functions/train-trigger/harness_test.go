@@ -21,11 +21,16 @@ import (
 	"github.com/millrace-dev/millrace/shared/model/modeltest"
 	"github.com/millrace-dev/millrace/shared/registry"
 	"github.com/millrace-dev/millrace/shared/sink"
+	"github.com/millrace-dev/millrace/shared/testkit/child"
 	"github.com/millrace-dev/millrace/shared/testkit/pgtest"
 	"github.com/millrace-dev/millrace/shared/warehouse"
 )
 
-func TestMain(m *testing.M) { pgtest.Main(m) }
+func TestMain(m *testing.M) {
+	if !child.Main(main) {
+		pgtest.Main(m)
+	}
+}
 
 const shop = "purchase_prediction_model"
 

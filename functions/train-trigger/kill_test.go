@@ -2,11 +2,9 @@ package main
 
 import (
 	"bytes"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -18,6 +16,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/millrace-dev/millrace/shared/events"
+	"github.com/millrace-dev/millrace/shared/testkit/child"
 )
 
 // blow kills a process when a request of it comes, before it has its effect or when it
@@ -82,80 +81,11 @@ type readCloser struct{ *bytes.Reader }
 
 func (readCloser) Close() error { return nil }
 
-// program is the built train-trigger.
-func program(t *testing.T) string {
-	t.Helper()
-	if dir := os.Getenv("TEST_PROGRAMS"); dir != "" {
-		return filepath.Join(dir, "train-trigger")
-	}
-	file := filepath.Join(t.TempDir(), "train-trigger")
-	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", file, ".").CombinedOutput(); err != nil {
-		t.Fatalf("building it: %v\n%s", err, out)
-	}
-	return file
-}
-
-// process is a train-trigger that runs by itself.
-type process struct {
-	t    *testing.T
-	cmd  *exec.Cmd
-	url  string
-	done chan struct{}
-}
-
-func (w *world) startProcess(program, policies, registry, broker string) *process {
+// startProcess starts a train-trigger of its own, which can be killed.
+func (w *world) startProcess(policies, registry, broker string) *child.Process {
 	w.t.Helper()
-	l, err := (&net.ListenConfig{}).Listen(w.t.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	_, port, _ := net.SplitHostPort(l.Addr().String())
-	_ = l.Close()
-	p := &process{t: w.t, cmd: exec.Command(program), url: "http://127.0.0.1:" + port, done: make(chan struct{})}
-	p.cmd.Env = append(os.Environ(), "FUNCTION_NAME=train-trigger", "LISTEN_HOST=127.0.0.1", "PORT="+port, "LOG_LEVEL=warn",
+	return child.Start(w.t, "FUNCTION_NAME=train-trigger", "LOG_LEVEL=warn",
 		"DATABASE_URL="+w.db.Config().ConnString(), "MLFLOW_TRACKING_URI="+registry, "K_SINK="+broker, "LEARNING_POLICIES="+policies)
-	p.cmd.Stderr = w.t.Output()
-	if err := p.cmd.Start(); err != nil {
-		w.t.Fatal(err)
-	}
-	go func() { _ = p.cmd.Wait(); close(p.done) }()
-	w.t.Cleanup(p.kill)
-	w.until("it is ready", func() bool {
-		resp, err := http.Get(p.url + "/readyz")
-		if err != nil {
-			return false
-		}
-		_ = resp.Body.Close()
-		return resp.StatusCode == http.StatusOK
-	})
-	return p
-}
-
-// kill is kill -9; it returns when the process is gone.
-func (p *process) kill() {
-	_ = p.cmd.Process.Kill()
-	<-p.done
-}
-
-// take delivers an event, and gives the status; 0 when it was not answered.
-func (p *process) take(e event.Event) int {
-	p.t.Helper()
-	r, err := http.NewRequestWithContext(p.t.Context(), http.MethodPost, p.url+"/", bytes.NewReader(e.Data()))
-	if err != nil {
-		p.t.Fatal(err)
-	}
-	for name, value := range map[string]string{"specversion": "1.0", "id": e.ID(), "source": e.Source(), "type": e.Type(), "subject": e.Subject()} {
-		if value != "" {
-			r.Header.Set("ce-"+name, value)
-		}
-	}
-	r.Header.Set("Content-Type", "application/json")
-	resp, err := http.DefaultClient.Do(r)
-	if err != nil {
-		return 0
-	}
-	_ = resp.Body.Close()
-	return resp.StatusCode
 }
 
 func (w *world) until(what string, ok func() bool) {
@@ -171,7 +101,6 @@ func (w *world) until(what string, ok func() bool) {
 // that last. The next one goes on at its first tick: one run, one decision, the alias
 // where it says, and one event, whatever is delivered again.
 func TestKilledProcess(t *testing.T) {
-	program := program(t)
 	for _, c := range []struct {
 		name string
 		blow *blow
@@ -197,21 +126,30 @@ func TestKilledProcess(t *testing.T) {
 				t.Fatal(err)
 			}
 			registry, broker := c.blow.inFront(t, w.aliases.Config.Handler), c.blow.inFront(t, w.broker.Config.Handler)
-			p := w.startProcess(program, policies, registry, broker)
+			p := w.startProcess(policies, registry, broker)
+			take := func(e event.Event) int {
+				m := events.FromEvent(&e)
+				return p.Post(&m)
+			}
 			tick := func() int {
-				return p.take(w.event(events.Tick, "/apis/v1/namespaces/millrace/pingsources/learning-tick", "", map[string]any{}))
+				return take(w.event(events.Tick, "/apis/v1/namespaces/millrace/pingsources/learning-tick", "", map[string]any{}))
+			}
+			killed := make(chan struct{})
+			kill := func() {
+				p.Kill()
+				close(killed)
 			}
 			again := func() {
 				select {
-				case <-p.done:
+				case <-killed:
 				case <-time.After(time.Minute):
 					t.Fatal("it was not killed")
 				}
-				p = w.startProcess(program, policies, registry, broker)
+				p.Run()
 			}
 			w.rows(10)
 			if c.asking {
-				c.blow.set(p.kill)
+				c.blow.set(kill)
 				if status := tick(); status != 0 {
 					t.Fatalf("it answered %d", status)
 				}
@@ -220,21 +158,21 @@ func TestKilledProcess(t *testing.T) {
 			w.until("a run is asked for", func() bool { tick(); return slices.Contains(w.broker.distinct(), "training.requested") })
 			ended := w.ended(w.aliases.add(), 0, "")
 			if !c.asking {
-				c.blow.set(p.kill)
-				if status := p.take(ended); status != 0 {
+				c.blow.set(kill)
+				if status := take(ended); status != 0 {
 					t.Fatalf("it answered %d", status)
 				}
 				again()
 				if c.name == "finished, not judged" && len(w.decisions()) != 1 {
 					t.Errorf("decisions %v before it goes on", w.decisions())
 				}
-			} else if status := p.take(ended); status != http.StatusAccepted && status != http.StatusOK && status != http.StatusNoContent {
+			} else if status := take(ended); status != http.StatusAccepted && status != http.StatusOK && status != http.StatusNoContent {
 				t.Fatalf("it answered %d", status)
 			}
 			// By a tick alone: what was delivered when it died may have been all.
 			w.until("the promotion is told", func() bool { tick(); return slices.Contains(w.broker.distinct(), "model.promoted") })
 			for range 3 {
-				p.take(ended)
+				take(ended)
 				tick()
 			}
 			w.want("at the end", []string{"train", "promote 1"}, []string{"training.requested", "model.promoted"}, "1")
