@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/cloudevents/sdk-go/v2/event"
-	"github.com/jackc/pgx/v5"
 
 	"github.com/millrace-dev/millrace/shared/events"
 	"github.com/millrace-dev/millrace/shared/testkit/child"
@@ -46,18 +45,7 @@ func TestKilled_alertsAreOneRowEachAndTold(t *testing.T) {
 	first := anomalyEvent("1", "srv-1", "cpu", "high", 1)
 
 	// Killed within the transaction that opens the alert.
-	lock, err := pgx.Connect(t.Context(), server.URL())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = lock.Close(t.Context()) }()
-	tx, err := lock.Begin(t.Context())
-	if err == nil {
-		_, err = tx.Exec(t.Context(), `LOCK TABLE alerts.deliveries IN EXCLUSIVE MODE`)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	unlock := server.Lock("alerts.deliveries")
 	done := send(first)
 	p.Eventually("alert waits to write what is to be told", func() bool {
 		return rowsOf(t, db, `SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'alerts.deliveries'::regclass AND mode = 'RowExclusiveLock'
@@ -67,9 +55,7 @@ func TestKilled_alertsAreOneRowEachAndTold(t *testing.T) {
 	if status := <-done; status != 0 {
 		t.Fatalf("the event was answered with %d", status)
 	}
-	if err := tx.Rollback(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	unlock()
 	p.Eventually("its transaction is undone", func() bool {
 		return rowsOf(t, db, `SELECT count(*) FROM pg_stat_activity WHERE state = 'idle in transaction' OR wait_event_type = 'Lock'`)[0] == "0"
 	})

@@ -10,8 +10,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/jackc/pgx/v5"
-
 	"github.com/millrace-dev/millrace/infra/loadgen/datacenter"
 	"github.com/millrace-dev/millrace/shared/events"
 	"github.com/millrace-dev/millrace/shared/lake/laketest"
@@ -62,18 +60,7 @@ func TestKilled_eachWindowIsStoredOnceAndTold(t *testing.T) {
 		return done
 	}
 	// Killed with a window half written: it waits for a lock within its transaction.
-	lock, err := pgx.Connect(t.Context(), server.URL())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = lock.Close(t.Context()) }()
-	tx, err := lock.Begin(t.Context())
-	if err == nil {
-		_, err = tx.Exec(t.Context(), `LOCK TABLE drift.measurements IN EXCLUSIVE MODE`)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	unlock := server.Lock("drift.measurements")
 	first := live.Add(10 * time.Minute)
 	done := send(first)
 	p.Eventually("drift waits within its transaction", func() bool {
@@ -83,9 +70,7 @@ func TestKilled_eachWindowIsStoredOnceAndTold(t *testing.T) {
 	if status := <-done; status != 0 {
 		t.Fatalf("the tick was answered with %d", status)
 	}
-	if err := tx.Rollback(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	unlock()
 	p.Eventually("what was half written is undone", func() bool {
 		return rowsOf(t, db, `SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'`)[0] == "0"
 	})

@@ -1,9 +1,12 @@
 package pgtest
 
 import (
+	"context"
 	"errors"
 	"os"
 	"testing"
+
+	"github.com/jackc/pgx/v5"
 
 	"github.com/millrace-dev/millrace/shared/pgserver"
 )
@@ -51,5 +54,29 @@ func (s *Server) Start() {
 	var err error
 	if s.process, err = launch(s.data, s.dir, map[string]string{"fsync": "off", "shared_buffers": "32MB", "log_min_messages": "panic"}); err != nil {
 		s.t.Fatalf("starting PostgreSQL: %v", err)
+	}
+}
+
+// Lock holds a table so that it can be read and not written, until unlock is called or
+// the test ends: who is to be killed within a transaction waits for it there.
+func (s *Server) Lock(table string) (unlock func()) {
+	s.t.Helper()
+	conn, err := pgx.Connect(s.t.Context(), s.URL())
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(func() { _ = conn.Close(context.Background()) })
+	tx, err := conn.Begin(s.t.Context())
+	if err == nil {
+		_, err = tx.Exec(s.t.Context(), "LOCK TABLE "+table+" IN EXCLUSIVE MODE")
+	}
+	if err != nil {
+		s.t.Fatalf("locking %s: %v", table, err)
+	}
+	return func() {
+		s.t.Helper()
+		if err := tx.Rollback(s.t.Context()); err != nil {
+			s.t.Fatalf("unlocking %s: %v", table, err)
+		}
 	}
 }
