@@ -50,13 +50,7 @@ func (b *bench) datacenter(ctx context.Context) (sections []section, err error) 
 	if err != nil {
 		return nil, err
 	}
-	defer func() {
-		if err != nil {
-			text, _ := os.ReadFile(p.log) // the error is told anyway
-			err = fmt.Errorf("%w\nthe runner's last lines:\n%s", err, tail(text, 15))
-		}
-		p.stop()
-	}()
+	defer p.end(&err)
 	db, err := p.database(ctx)
 	if err != nil {
 		return nil, err
@@ -268,10 +262,12 @@ type runnerStatus struct {
 		InFlight int64  `json:"inFlight"`
 		Lag      int64  `json:"lag"`
 	} `json:"deliveries"`
-	Processes []struct {
-		Name    string `json:"name"`
-		Address string `json:"address"`
-	} `json:"processes"`
+	Processes []runnerProcess `json:"processes"`
+}
+
+type runnerProcess struct {
+	Name    string `json:"name"`
+	Address string `json:"address"`
 }
 
 func (s *runnerStatus) empty() bool {
@@ -327,13 +323,7 @@ func (m *meters) learnt(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	i := slices.IndexFunc(status.Processes, func(p struct {
-		Name    string `json:"name"`
-		Address string `json:"address"`
-	},
-	) bool {
-		return p.Name == "detect"
-	})
+	i := slices.IndexFunc(status.Processes, func(p runnerProcess) bool { return p.Name == "detect" })
 	if i < 0 {
 		return errors.New("there is no process detect")
 	}

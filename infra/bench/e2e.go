@@ -78,13 +78,7 @@ func (b *bench) endToEnd(ctx context.Context) (sections []section, err error) {
 	if err != nil {
 		return nil, err
 	}
-	defer func() {
-		if err != nil {
-			text, _ := os.ReadFile(p.log) // the error is told anyway
-			err = fmt.Errorf("%w\nthe runner's last lines:\n%s", err, tail(text, 15))
-		}
-		p.stop()
-	}()
+	defer p.end(&err)
 	w, err := watch(p.brokers, filepath.Join(b.root, "triggers"), part.features)
 	if err != nil {
 		return nil, err
@@ -366,6 +360,15 @@ var statusClient = &http.Client{Timeout: time.Second}
 
 // stop ends the runner, which ends its processes.
 func (p *platform) stop() { terminate(p.cmd.Process, p.exited) }
+
+// end stops the runner, and adds to an error what it said last.
+func (p *platform) end(err *error) {
+	if *err != nil {
+		text, _ := os.ReadFile(p.log) // the error is told anyway
+		*err = fmt.Errorf("%w\nthe runner's last lines:\n%s", *err, tail(text, 15))
+	}
+	p.stop()
+}
 
 // waitForLake waits until the lake has committed all verdicts, which it does when
 // they are in objects.

@@ -155,18 +155,14 @@ func (b *bench) telemetryInTheRunner(ctx context.Context, variants []variant, no
 		if err != nil {
 			return 0, err
 		}
-		defer p.stop()
+		defer p.end(&err)
 		w, err := watch(p.brokers, filepath.Join(b.root, "triggers"), false)
 		if err != nil {
 			return 0, err
 		}
 		defer w.close()
 		r, _, err := b.runPhase(ctx, p, w, &phase{name: variants[i].name, count: b.telemetry.events}, e2ePart{}, 1000+run)
-		if err != nil {
-			text, _ := os.ReadFile(p.log) // the error is told anyway
-			return 0, fmt.Errorf("%w\nthe runner's last lines:\n%s", err, tail(text, 15))
-		}
-		return r.get(colCPU), nil
+		return r.get(colCPU), err
 	})
 	if err != nil {
 		return s, err
