@@ -162,6 +162,20 @@ func TestDuplicatesCorrectionsAndDeletes(t *testing.T) {
 	}
 }
 
+// A row that was never valid can be deleted, and names what was wrong with it again: that
+// does not stop the load, whose other events become gold.
+func TestDeleteOfWhatWasNeverValidStopsNothing(t *testing.T) {
+	w := newWorld(t)
+	never := event1("d")
+	never.kind, never.price = "purchase", -100
+	if diff := cmp.Diff(all, w.load(w.put(key(0, 0), lines(0, 0, event1(""), never)))); diff != "" {
+		t.Errorf("steps (-want +got):\n%s", diff)
+	}
+	if diff := cmp.Diff([]string{"cart 10"}, query(t, w.db, `SELECT concat_ws(' ', event_type, price) FROM dwh.fact_events`)); diff != "" {
+		t.Errorf("facts (-want +got):\n%s", diff)
+	}
+}
+
 func TestDeletesThatNameLessThanTheRowAreKeptInBronze(t *testing.T) {
 	w := newWorld(t)
 	data := lines(0, 0, event1("c"))

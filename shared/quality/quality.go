@@ -22,8 +22,10 @@ import (
 // Suite is a set of checks on one table.
 type Suite struct {
 	// Name names the suite in reports, Table is what it looks at, with its schema.
-	Name   string  `yaml:"name"`
-	Table  string  `yaml:"table"`
+	Name  string `yaml:"name"`
+	Table string `yaml:"table"`
+	// Where is that of all checks that have none of their own, but for those of metrics.
+	Where  string  `yaml:"where"`
 	Checks []Check `yaml:"checks"`
 }
 
@@ -126,6 +128,9 @@ func Parse(text []byte) (map[string]*Suite, error) {
 			c := &s.Checks[i]
 			if c.Severity == "" {
 				c.Severity = Critical
+			}
+			if c.Where == "" && c.Type != Reconcile {
+				c.Where = s.Where
 			}
 			if err := c.check(); err != nil {
 				return nil, fmt.Errorf("suite %s, check %d (%s): %w", s.Name, i+1, c.Type, err)

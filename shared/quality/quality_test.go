@@ -43,6 +43,28 @@ const table = `CREATE TABLE public.t (id int, kind text, price float8, at timest
 	INSERT INTO public.t VALUES (1, 'view', 1, '2026-01-01T00:00Z', 1), (2, 'cart', 0, '2026-01-02T00:00Z', 2),
 		(2, 'sell', 5, NULL, 3), (3, NULL, 'NaN', NULL, NULL)`
 
+func TestWhereOfASuiteIsThatOfItsChecks(t *testing.T) {
+	suites, err := Parse([]byte(`suites:
+- name: s
+  table: public.t
+  where: t.id < 3
+  checks:
+  - {type: expect_column_values_to_not_be_null, column: kind}
+  - {type: expect_column_values_to_not_be_null, column: kind, where: t.id < 2}
+  - {type: expect_metric_to_reconcile, metric: bad, max: 0}
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, c := range suites["s"].Checks {
+		got = append(got, c.Where)
+	}
+	if diff := cmp.Diff([]string{"t.id < 3", "t.id < 2", ""}, got); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
 func TestEachTypeOfCheck(t *testing.T) {
 	conn := connect(t, table)
 	for check, want := range map[string]string{
