@@ -174,17 +174,25 @@ func (l *lane) position() int64 {
 	defer l.p.mu.Unlock()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.attached.Load() {
-		l.tracker.skip(max(l.at, l.p.next))
-	}
+	l.seen()
 	at, _ := l.tracker.position()
 	return at
 }
 
-// lag is how many records are still to be done.
+// seen tells the tracker what the reader has handed on, which is all that an attached
+// lane has to see. The caller holds the locks of partition and queue.
+func (l *lane) seen() {
+	if l.attached.Load() {
+		l.tracker.skip(max(l.at, l.p.next))
+	}
+}
+
+// lag is how many events are still to be done, and how many records still to be seen.
 func (l *lane) lag() int64 {
-	at := l.position()
 	l.p.mu.Lock()
 	defer l.p.mu.Unlock()
-	return max(0, max(l.p.watermark, l.watermark)-at)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.seen()
+	return l.tracker.lag(max(l.p.watermark, l.watermark))
 }

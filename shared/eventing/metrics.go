@@ -38,7 +38,7 @@ func Instrument(m metric.Meter, stats func() Stats) error {
 	written := counter("eventing.written", "Events written to a sink's topic.")
 	accepted := counter("eventing.accepted", "Events accepted over HTTP.")
 	flying := gauge("eventing.in_flight", "Events that are with the subscriber or wait for a retry.", "{event}")
-	lag := gauge("eventing.lag", "Records that are still to be done.", "{record}")
+	lag := gauge("eventing.lag", "Events still to be done, and records still to be looked at for more of them.", "{event}")
 	failing := gauge("eventing.failing", "How long deliveries have been failing.", "s")
 	if failed != nil {
 		return fmt.Errorf("making the eventing metrics: %w", failed)

@@ -50,11 +50,9 @@ func (p *partition) add(f kgo.FetchPartition) bool {
 }
 
 func (p *partition) lag() int64 {
-	at, ok := p.position()
-	if !ok {
-		return 0
-	}
-	return max(0, p.watermark.Load()-at)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.tracker.lag(p.watermark.Load())
 }
 
 // resume lets fetching go on when there is room again.

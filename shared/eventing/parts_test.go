@@ -23,7 +23,8 @@ import (
 )
 
 // The position is always the offset of the first event that is not finished, or the
-// end when all are, however events are begun, skipped and finished.
+// end when all are, however events are begun, skipped and finished; the lag is what is
+// open and what has not been seen.
 func TestTracker_property(t *testing.T) {
 	property := func(seed uint64) bool {
 		random := rand.New(rand.NewPCG(seed, 0))
@@ -69,6 +70,11 @@ func TestTracker_property(t *testing.T) {
 			got, ok := tr.position()
 			if ok != seen || ok && got != want {
 				t.Logf("seed %d: position %d, %t, want %d", seed, got, ok, want)
+				return false
+			}
+			unseen := int64(random.IntN(3))
+			if lag := tr.lag(next + unseen); seen && lag != int64(len(open))+unseen {
+				t.Logf("seed %d: lag %d, %d are open and %d not seen", seed, lag, len(open), unseen)
 				return false
 			}
 		}

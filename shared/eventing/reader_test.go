@@ -113,6 +113,39 @@ func TestReader_stuckTriggerHoldsUpNobody(t *testing.T) {
 	e.close(t)
 }
 
+// The lag of a Trigger counts its own events, not those of others that came after the
+// one that it is at.
+func TestReader_lagCountsWhatTheTriggerHasToDo(t *testing.T) {
+	hold, asked := make(chan struct{}), make(chan struct{}, 1)
+	slow := newSubscriber(t, func([]events.Message) (int, []events.Message) {
+		asked <- struct{}{}
+		<-hold
+		return 202, nil
+	})
+	quick := newSubscriber(t, nil)
+	const n = 500
+	e := startEngine(t, newCluster(t), graphOf(triggerFor("slow", "ordered", "rare", slow.url), triggerFor("quick", "ordered", "test", quick.url)),
+		func(c *Config) { c.Partitions = 1 })
+	if err := e.send(t.Context(), message("rare", "rare", "/s", "{}")); err != nil {
+		t.Fatal(err)
+	}
+	<-asked
+	e.sendMany(t, 0, n, 10)
+	quick.wait(t, n)
+	if err := eventually(t.Context(), func() error {
+		if st := e.Stats().Triggers; st[0].Lag != 1 || st[1].Lag != 0 {
+			return fmt.Errorf("lags %d and %d", st[0].Lag, st[1].Lag)
+		}
+		return nil
+	}); err != nil {
+		t.Error(err)
+	}
+	close(hold)
+	slow.wait(t, 1)
+	e.level(t, 1)
+	e.close(t)
+}
+
 func checkOnce(t *testing.T, got map[string]int, n int) {
 	t.Helper()
 	want := map[string]int{}

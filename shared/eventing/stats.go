@@ -51,7 +51,8 @@ type FlowStats struct {
 	Discarded    uint64 `json:"discarded"`
 	// InFlight is how many events are with the subscriber or wait for a retry.
 	InFlight int64 `json:"inFlight"`
-	// Lag is how many records are still to be done, as of the last fetch.
+	// Lag is how many events are still to be done and how many records still to be looked
+	// at for more of them, as of the last fetch.
 	Lag int64 `json:"lag"`
 	// FailingSince is when the deliveries began to fail; zero when the last one
 	// succeeded. LastError is the last failure, also after it has passed.

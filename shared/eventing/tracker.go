@@ -11,6 +11,8 @@ type tracker struct {
 	// end is the offset after the last record seen, valid when any is true.
 	end int64
 	any bool
+	// open is how many events are not finished.
+	open int
 }
 
 type pendingEvent struct {
@@ -22,6 +24,7 @@ type pendingEvent struct {
 // returns its number.
 func (t *tracker) begin(offset int64) uint64 {
 	t.pending = append(t.pending, pendingEvent{offset: offset})
+	t.open++
 	return t.first + uint64(len(t.pending)) - 1
 }
 
@@ -30,6 +33,7 @@ func (t *tracker) skip(end int64) { t.end, t.any = end, true }
 
 // finish marks n events from the numbered one on as finished.
 func (t *tracker) finish(number uint64, n int) {
+	t.open -= n
 	for i := range n {
 		t.pending[number-t.first+uint64(i)].finished = true
 	}
@@ -49,4 +53,14 @@ func (t *tracker) position() (int64, bool) {
 		return t.pending[0].offset, true
 	}
 	return t.end, t.any
+}
+
+// lag is how many events are not finished, and how many records before the watermark
+// have not been seen, whose events may be none of ours. Records that were seen and are
+// none do not count, however far behind the position is.
+func (t *tracker) lag(watermark int64) int64 {
+	if !t.any {
+		return int64(t.open)
+	}
+	return int64(t.open) + max(0, watermark-t.end)
 }
