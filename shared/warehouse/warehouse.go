@@ -65,7 +65,7 @@ func (c Config) Open(ctx context.Context) (*DB, error) {
 		"search_path": "pg_catalog",
 		"timezone":    "UTC",
 		// What a step puts aside stays in memory; a connection that does not, has none.
-		"temp_buffers": "64MB",
+		"temp_buffers": "16MB",
 		// Statements here are many and short; compiling them costs more than it saves.
 		"jit": "off",
 	} {
