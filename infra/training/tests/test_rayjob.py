@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -91,8 +92,12 @@ def well(command: list[str], env: dict[str, str]) -> bool:
 def asked(url: str, data: object = None) -> Any:
     body = None if data is None else json.dumps(data).encode()
     request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=60) as response:
-        return json.load(response)
+    try:
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return json.load(response)
+    except urllib.error.HTTPError as e:
+        e.add_note(e.read().decode(errors="replace")[-3000:])
+        raise
 
 
 @pytest.fixture
@@ -127,7 +132,16 @@ def start(tmp_path: Path) -> Iterator[Callable[..., None]]:
     def begin(name: str, env: dict[str, str], *flags: str) -> None:
         with (tmp_path / f"{name}.log").open("wb") as log:
             command = [RAY, "start", "--block", "--node-ip-address", "127.0.0.1", *flags]
-            processes.append(subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True))
+            process = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
+        processes.append(process)
+
+        def runs() -> bool:
+            text = (tmp_path / f"{name}.log").read_text()
+            assert process.poll() is None, text[-3000:]
+            return "Ray runtime started" in text
+
+        # Nodes of one machine share a folder, and must not be made in it at the same time.
+        until(f"{name} runs", runs)
 
     yield begin
     for p in processes:
@@ -176,7 +190,19 @@ def test_the_entrypoint_trains_on_a_cluster_as_the_manifest_says(
                 return False
 
         until("the head's API", answers)
-        told = asked(jobs, {"entrypoint": SPEC["entrypoint"], "submission_id": "millrace-1"})
+        told: dict[str, Any] = {}
+
+        def taken() -> bool:
+            try:
+                told.update(asked(jobs, {"entrypoint": SPEC["entrypoint"], "submission_id": "millrace-1"}))
+            except urllib.error.HTTPError as e:
+                # As KubeRay does: the head knows its agent some seconds after it answers.
+                if "try again later" in "".join(e.__notes__):
+                    return False
+                raise
+            return True
+
+        until("the job is taken", taken)
         state: dict[str, Any] = {}
 
         def ended() -> bool:
