@@ -48,7 +48,7 @@ func run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return function.Run(ctx, c.Config, v, function.WithRoutes(func(mux *http.ServeMux) {
+	return function.Run(ctx, c.Config, v, function.WithMetrics(v.verdicts.metrics), function.WithRoutes(func(mux *http.ServeMux) {
 		mux.HandleFunc("GET /contracts", v.serveContracts)
 	}))
 }

@@ -1,24 +1,25 @@
 package main
 
 import (
-	"context"
-	"fmt"
+	"maps"
 	"sync"
+	"sync/atomic"
 
-	"go.opentelemetry.io/otel"
 	"go.opentelemetry.io/otel/attribute"
-	"go.opentelemetry.io/otel/metric"
 
 	"github.com/millrace-dev/millrace/shared/contract"
+	"github.com/millrace-dev/millrace/shared/telemetry"
 )
 
 // verdictCounter counts verdicts by contract, verdict and class of error; the
-// runtime counts events, and cannot know what is in a reply.
+// runtime counts events, and cannot know what is in a reply. The zero counter counts
+// nothing.
 type verdictCounter struct {
-	counter metric.Int64Counter
-	// options holds the attributes of each combination that was seen, a few dozen:
-	// to make them costs more than to count.
-	options sync.Map // of combination to []metric.AddOption
+	counter *telemetry.HotCounter
+	// series are those of each combination that was seen, a few dozen, in a map that is
+	// not changed: to find one of the metric's costs more than to count.
+	series atomic.Pointer[map[combination]*telemetry.Count]
+	mu     sync.Mutex // of those that make a new map
 }
 
 // combination is what tells the time series of the metric apart.
@@ -28,13 +29,10 @@ type combination struct {
 	error    string // class of error, of which the contract package has a fixed list
 }
 
-func newVerdictCounter() (*verdictCounter, error) {
-	counter, err := otel.Meter("github.com/millrace-dev/millrace/functions/validate").Int64Counter("validate.verdicts",
-		metric.WithUnit("{record}"), metric.WithDescription("Records by contract and verdict (VALID, INVALID, SKIPPED)."))
-	if err != nil {
-		return nil, fmt.Errorf("making metric validate.verdicts: %w", err)
-	}
-	return &verdictCounter{counter: counter}, nil
+// metrics makes the counter one of the function's metrics. It is called before the first
+// record comes.
+func (c *verdictCounter) metrics(hot *telemetry.Hot) {
+	c.counter = hot.Counter("validate.verdicts", "{record}", "Records by contract and verdict (VALID, INVALID, SKIPPED).")
 }
 
 // counts are the verdicts of one batch, which meet few combinations: they are added
@@ -62,21 +60,29 @@ func (c *counts) add(v *contract.Verdict) {
 	c.seen = append(c.seen, count{is, 1})
 }
 
-func (c *counts) record(ctx context.Context) {
+func (c *counts) record() {
 	for i := range c.seen {
-		c.counter.Add(ctx, c.seen[i].n, c.attributes(c.seen[i].combination)...)
+		c.of(c.seen[i].combination).Add(c.seen[i].n)
 	}
 }
 
-func (c *verdictCounter) attributes(of combination) []metric.AddOption {
-	if o, ok := c.options.Load(of); ok {
-		return o.([]metric.AddOption)
+func (c *verdictCounter) of(is combination) *telemetry.Count {
+	if known := c.series.Load(); known != nil {
+		if one, ok := (*known)[is]; ok {
+			return one
+		}
 	}
 	name := "none"
-	if of.contract != nil {
-		name = of.contract.Name
+	if is.contract != nil {
+		name = is.contract.Name
 	}
-	o, _ := c.options.LoadOrStore(of, []metric.AddOption{metric.WithAttributeSet(attribute.NewSet(
-		attribute.String("contract", name), attribute.String("verdict", of.outcome.String()), attribute.String("error_type", of.error)))})
-	return o.([]metric.AddOption)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	known := map[combination]*telemetry.Count{}
+	if had := c.series.Load(); had != nil {
+		known = maps.Clone(*had)
+	}
+	known[is] = c.counter.Series(attribute.String("contract", name), attribute.String("verdict", is.outcome.String()), attribute.String("error_type", is.error))
+	c.series.Store(&known)
+	return known[is]
 }

@@ -23,7 +23,7 @@ type validator struct {
 	contracts *contract.Set
 	labels    map[*contract.Contract]label
 	now       func() time.Time
-	verdicts  *verdictCounter
+	verdicts  verdictCounter
 }
 
 // label is what names a contract in its verdicts, made once.
@@ -41,13 +41,11 @@ func newValidator(name string, contracts *contract.Set, now func() time.Time) (*
 		}
 		v.labels[c] = label{schema, c.Name}
 	}
-	var err error
-	v.verdicts, err = newVerdictCounter()
-	return v, err
+	return v, nil
 }
 
 // Handle gives every event of the batch its verdict, in order.
-func (v *validator) Handle(ctx context.Context, batch []event.Event) []function.Result {
+func (v *validator) Handle(_ context.Context, batch []event.Event) []function.Result {
 	results := make([]function.Result, len(batch))
 	count := v.verdicts.batch()
 	now := v.now()
@@ -63,7 +61,7 @@ func (v *validator) Handle(ctx context.Context, batch []event.Event) []function.
 			results[i].Reply = v.reply(&batch[i], &verdict)
 		}
 	}
-	count.record(ctx)
+	count.record()
 	return results
 }
 

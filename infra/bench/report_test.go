@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"math"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
@@ -134,5 +135,27 @@ func TestRun_mistakesAreExplained(t *testing.T) {
 		if err == nil || !strings.Contains(log.String()+err.Error(), want) {
 			t.Errorf("%s: %v, %s, want something with %q", args, err, log.String(), want)
 		}
+	}
+}
+
+// Of 100 draws the interval covers the true median 95 times in 100, or a little more.
+func TestMedianBetween(t *testing.T) {
+	random := rand.New(rand.NewPCG(1, 2))
+	covered := 0
+	const rounds = 2000
+	for range rounds {
+		values := make([]float64, 100)
+		for i := range values {
+			values[i] = random.ExpFloat64()
+		}
+		if from, to := medianBetween(values); from <= math.Ln2 && math.Ln2 <= to {
+			covered++
+		}
+	}
+	if share := float64(covered) / rounds; share < 0.94 || share > 0.98 {
+		t.Errorf("it covers the median in %.3f of all cases", share)
+	}
+	if from, to := medianBetween([]float64{3, 1, 2}); from != 1 || to != 3 {
+		t.Errorf("of three values it is %v to %v", from, to)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"math"
 	"net"
 	"os"
 	"os/exec"
@@ -49,7 +50,7 @@ func (b *bench) telemetryCost(ctx context.Context) (sections []section, err erro
 	}
 	notes := []string{
 		"CPU time of the function, or of the runner and its processes; the loader and the Collector are not in it;",
-		"more: than what was off in the same round, of the rounds the median, the least and the most",
+		"more: than what was off in the same round, of the rounds the median, and between what it is with 95 % confidence",
 	}
 	if _, err := b.program("otel"); err == nil {
 		c, err := b.startCollector(ctx)
@@ -223,8 +224,9 @@ func compared(variants []variant, costs [][]float64) []row {
 		r := row{Name: v.name}
 		r.add(colCPU, median(costs[i]))
 		r.add("% more", median(more))
-		r.add("least", slices.Min(more))
-		r.add("most", slices.Max(more))
+		from, to := medianBetween(more)
+		r.add("from", from)
+		r.add("to", to)
 		rows = append(rows, r)
 	}
 	return rows
@@ -234,6 +236,18 @@ func median(values []float64) float64 {
 	sorted := slices.Sorted(slices.Values(values))
 	n := len(sorted)
 	return (sorted[(n-1)/2] + sorted[n/2]) / 2
+}
+
+// medianBetween is a confidence interval of 95 % for the median of what the values were
+// drawn from, whatever its distribution: between two of them, whose ranks are from the
+// normal approximation of the binomial distribution (W. J. Conover, Practical
+// Nonparametric Statistics, section 3.2). Of fewer than 6 it is less than 95 %.
+func medianBetween(values []float64) (from, to float64) {
+	sorted := slices.Sorted(slices.Values(values))
+	n := float64(len(sorted))
+	low := int(n/2 - 1.96*math.Sqrt(n)/2)
+	low = max(0, min(low, (len(sorted)-1)/2))
+	return sorted[low], sorted[len(sorted)-1-low]
 }
 
 // otelCollector is a real one, which drops what it gets.

@@ -40,6 +40,7 @@ type options struct {
 
 	sampling telemetry.Sampling // of traces
 	hot      *telemetry.Hot
+	notes    []func(*telemetry.Hot)
 }
 
 // WithReady adds a check to GET /readyz: the function is ready when all of them
@@ -71,6 +72,13 @@ func WithTelemetry(t *telemetry.Telemetry) Option {
 	return func(o *options) {
 		o.logger, o.meters, o.traces, o.sampling, o.hot, o.metrics = t.Logger, t.Meters, t.Traces, t.Sampling, t.Hot, t.MetricsHandler()
 	}
+}
+
+// WithMetrics has the function make those of its metrics that are noted with every event.
+// make is called once, before anything is served; its argument is nil when telemetry is
+// off.
+func WithMetrics(make func(*telemetry.Hot)) Option {
+	return func(o *options) { o.notes = append(o.notes, make) }
 }
 
 // Server is a function's HTTP server. Make it with New.
@@ -109,6 +117,9 @@ func New(cfg Config, h Handler, opts ...Option) (*Server, error) {
 	var err error
 	if s.metrics, err = newInstruments(s.meters, s.hot); err != nil {
 		return nil, err
+	}
+	for _, make := range s.notes {
+		make(s.hot)
 	}
 	s.tracer = newTracer(s.traces, s.sampling, cfg.Name)
 	s.failures.logger = s.logger
