@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"strconv"
 	"testing"
 	"time"
 
@@ -167,6 +168,31 @@ func TestSamplingIsDecidedOnce(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+func TestTracesOfASecondAreBounded(t *testing.T) {
+	traced, recorder := recorded()
+	s := newServer(t, Config{}, echo, traced, func(o *options) {
+		o.sampling = telemetry.Sampling{Ratio: 1, PerSecond: 0.001} // the next is due in a quarter of an hour
+	})
+	for i := range 20 {
+		do(s, binaryRequest(message(strconv.Itoa(i))))
+	}
+	m := message("traced")
+	m.Set("traceparent", originTrace)
+	do(s, binaryRequest(m))
+	var got []string
+	for _, span := range recorder.Ended() {
+		for _, a := range span.Attributes() {
+			if a.Key == "cloudevents.event_id" {
+				got = append(got, a.Value.AsString())
+			}
+		}
+	}
+	// What began elsewhere is not bounded here.
+	if diff := cmp.Diff([]string{"0", "traced"}, got); diff != "" {
+		t.Errorf("recorded (-want +got)\n%s", diff)
 	}
 }
 

@@ -2,6 +2,7 @@ package function
 
 import (
 	"context"
+	"math"
 	"math/rand/v2"
 	"net/http"
 	"strings"
@@ -10,6 +11,7 @@ import (
 	"go.opentelemetry.io/otel/codes"
 	"go.opentelemetry.io/otel/propagation"
 	"go.opentelemetry.io/otel/trace"
+	"golang.org/x/time/rate"
 
 	"github.com/millrace-dev/millrace/shared/events"
 	"github.com/millrace-dev/millrace/shared/telemetry"
@@ -39,7 +41,8 @@ func first(h http.Header, key string) string {
 type tracer struct {
 	trace.Tracer
 	sampling telemetry.Sampling
-	name     string // of spans
+	limit    *rate.Limiter // of traces that begin here; nil is none
+	name     string        // of spans
 	// fixed are the attributes that all spans have, by the semantic conventions of
 	// messaging: what is received is from a broker, over HTTP.
 	fixed []attribute.KeyValue
@@ -49,8 +52,12 @@ func newTracer(p trace.TracerProvider, sampling telemetry.Sampling, function str
 	if p == nil {
 		return nil
 	}
+	var limit *rate.Limiter
+	if sampling.PerSecond > 0 {
+		limit = rate.NewLimiter(rate.Limit(sampling.PerSecond), int(math.Ceil(sampling.PerSecond)))
+	}
 	return &tracer{
-		p.Tracer("github.com/millrace-dev/millrace/shared/function"), sampling, "process " + function,
+		p.Tracer("github.com/millrace-dev/millrace/shared/function"), sampling, limit, "process " + function,
 		[]attribute.KeyValue{
 			attribute.String("messaging.system", "knative"),
 			attribute.String("messaging.operation.name", "process"),
@@ -92,7 +99,7 @@ func (t *tracer) start(h http.Header, ms []events.Message, hops []hop) {
 				sampled, known = flag(header)
 			}
 			if !known {
-				if sampled = rand.Float64() < t.sampling.Ratio; !sampled { //nolint:gosec // not a secret
+				if sampled = t.draw(); !sampled {
 					hops[i].parent = decided.next(len(ms) - i)
 				}
 			}
@@ -102,6 +109,11 @@ func (t *tracer) start(h http.Header, ms []events.Message, hops []hop) {
 		}
 		hops[i].span = t.span(h, &ms[i])
 	}
+}
+
+// draw decides about a trace that begins here.
+func (t *tracer) draw() bool {
+	return rand.Float64() < t.sampling.Ratio && (t.limit == nil || t.limit.Allow()) //nolint:gosec // not a secret
 }
 
 func (t *tracer) span(h http.Header, m *events.Message) trace.Span {

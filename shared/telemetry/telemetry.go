@@ -207,14 +207,19 @@ const maxSeries = 1000
 type Sampling struct {
 	// Ratio is the share of the traces that begin here which are recorded, 0 to 1.
 	Ratio float64
+	// PerSecond is how many traces a process begins in a second at most; 0 is no limit.
+	PerSecond float64
 	// BySDK leaves every decision to the SDK's sampler: OTEL_TRACES_SAMPLER asks for
 	// one that is not parent-based. It costs a span for each event that is looked at.
 	BySDK bool
 }
 
-// defaultRatio keeps traces below a few percent of what handling an event costs: a
-// recorded span costs about as much as the event.
-const defaultRatio = 0.01
+// These keep traces below a few percent of what handling an event costs, alone and at a
+// function's full speed: a recorded span costs as much as some events.
+const (
+	defaultRatio     = 0.01
+	defaultPerSecond = 50
+)
 
 // sampling reads OTEL_TRACES_SAMPLER and OTEL_TRACES_SAMPLER_ARG. Unlike the SDK it
 // refuses what it does not understand.
@@ -229,7 +234,7 @@ func sampling() (Sampling, error) {
 	}
 	switch name {
 	case "":
-		return Sampling{Ratio: defaultRatio}, nil
+		return Sampling{Ratio: defaultRatio, PerSecond: defaultPerSecond}, nil
 	case "parentbased_traceidratio":
 		return Sampling{Ratio: ratio}, nil
 	case "parentbased_always_on":

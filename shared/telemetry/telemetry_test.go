@@ -137,7 +137,7 @@ func TestSampling(t *testing.T) {
 		want      Sampling
 		err       string
 	}{
-		{want: Sampling{Ratio: defaultRatio}},
+		{want: Sampling{Ratio: defaultRatio, PerSecond: defaultPerSecond}},
 		{name: "parentbased_traceidratio", arg: "0.25", want: Sampling{Ratio: 0.25}},
 		{name: "parentbased_traceidratio", want: Sampling{Ratio: 1}},
 		{name: "parentbased_always_on", arg: "0.25", want: Sampling{Ratio: 1}},
