@@ -114,7 +114,8 @@ func FromEvent(e *event.Event) Message {
 		return Message{}
 	}
 	c := contextOf(e)
-	attrs := make([]Attr, 0, 8+len(c.Extensions))
+	// With room for the trace context that a reply gets.
+	attrs := make([]Attr, 0, 8+2+len(c.Extensions))
 	attrs = append(attrs,
 		Attr{"specversion", event.CloudEventsVersionV1},
 		Attr{"id", c.ID},
