@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 )
 
@@ -47,7 +48,7 @@ func (a *answer) WriteHeader(status int) {
 	out = strconv.AppendInt(out, int64(status), 10)
 	out = append(append(out, ' '), http.StatusText(status)...)
 	out = append(out, "\r\nDate: "...)
-	out = time.Now().UTC().AppendFormat(out, http.TimeFormat)
+	out = append(out, date(time.Now())...)
 	if c.last {
 		out = append(out, "\r\nConnection: close"...)
 	}
@@ -60,11 +61,30 @@ func (a *answer) WriteHeader(status int) {
 	c.out = out
 }
 
+// dated is a second and how a Date field has it.
+type dated struct {
+	second int64
+	text   string
+}
+
+var lastDate atomic.Pointer[dated]
+
+// date formats a time for a Date field, once a second.
+func date(now time.Time) string {
+	second := now.Unix()
+	if last := lastDate.Load(); last != nil && last.second == second {
+		return last.text
+	}
+	text := now.UTC().Format(http.TimeFormat)
+	lastDate.Store(&dated{second, text})
+	return text
+}
+
 var lineEnds = strings.NewReplacer("\r", " ", "\n", " ")
 
 // oneLine keeps a value from ending its field, as net/http does.
 func oneLine(value string) string {
-	if strings.ContainsAny(value, "\r\n") {
+	if strings.IndexByte(value, '\n') >= 0 || strings.IndexByte(value, '\r') >= 0 {
 		return lineEnds.Replace(value)
 	}
 	return value

@@ -375,3 +375,13 @@ func TestAbort(t *testing.T) {
 	w.Abort()
 	expectEnd(t, conn)
 }
+
+func TestDate(t *testing.T) {
+	at := time.Date(2026, 3, 1, 23, 59, 59, 5e8, time.FixedZone("", 3600))
+	for _, after := range []time.Duration{0, 400 * time.Millisecond, 500 * time.Millisecond, -time.Hour} {
+		now := at.Add(after)
+		if got, want := date(now), now.UTC().Format(http.TimeFormat); got != want {
+			t.Errorf("%s is %q, want %q", now, got, want)
+		}
+	}
+}
