@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -14,6 +15,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/millrace-dev/millrace/shared/events"
 )
 
 type telemetryFlags struct {
@@ -78,6 +81,13 @@ func (b *bench) telemetryOverHTTP(ctx context.Context, variants []variant, notes
 		return nil, err
 	}
 	single, batches, ms := b.shopRequests(values)
+	decided := make([][]byte, len(ms))
+	for i := range ms {
+		header := http.Header{}
+		events.SetHTTP(header, &ms[i])
+		header.Set("Ce-Traceparent", fmt.Sprintf("00-%032x-%016x-00", i+1, i+1))
+		decided[i] = post("validate", header, ms[i].Data)
+	}
 	var functions []*function
 	defer func() {
 		for _, f := range functions {
@@ -101,8 +111,9 @@ func (b *bench) telemetryOverHTTP(ctx context.Context, variants []variant, notes
 		name string
 		loadConfig
 	}{
-		{fmt.Sprintf("single events, %d connections", b.http.conns), loadConfig{requests: single, events: 1, conns: b.http.conns, depth: 1}},
-		{fmt.Sprintf("batches of %d, %d connections", b.http.batch, b.http.batchConns), loadConfig{requests: batches, events: b.http.batch, conns: b.http.batchConns, depth: 1}},
+		{fmt.Sprintf("single events whose traces begin here, %d connections", b.http.conns), loadConfig{requests: single, events: 1, conns: b.http.conns, depth: 1}},
+		{fmt.Sprintf("single events of traces that are not recorded, %d connections", b.http.conns), loadConfig{requests: decided, events: 1, conns: b.http.conns, depth: 1}},
+		{fmt.Sprintf("batches of %d whose traces begin here, %d connections", b.http.batch, b.http.batchConns), loadConfig{requests: batches, events: b.http.batch, conns: b.http.batchConns, depth: 1}},
 	} {
 		l.window = window
 		costs, err := b.rounds(variants, b.telemetry.rounds+1, func(i int) (float64, error) {
