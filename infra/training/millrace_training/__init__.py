@@ -12,4 +12,10 @@ and the final fit), evaluation (what the model is worth), bundle (the files), tr
 together, cli is the program.
 """
 
+import os
+
 __version__ = "0.1.0"
+
+# MLflow reports its use to its makers unless it is told not to, and while one thread of it
+# takes note of that in the environment, another that copies the environment fails.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
