@@ -75,10 +75,10 @@ func WithTelemetry(t *telemetry.Telemetry) Option {
 }
 
 // WithMetrics has the function make those of its metrics that are noted with every event.
-// make is called once, before anything is served; its argument is nil when telemetry is
+// note is called once, before anything is served; its argument is nil when telemetry is
 // off.
-func WithMetrics(make func(*telemetry.Hot)) Option {
-	return func(o *options) { o.notes = append(o.notes, make) }
+func WithMetrics(note func(*telemetry.Hot)) Option {
+	return func(o *options) { o.notes = append(o.notes, note) }
 }
 
 // Server is a function's HTTP server. Make it with New.
@@ -118,8 +118,8 @@ func New(cfg Config, h Handler, opts ...Option) (*Server, error) {
 	if s.metrics, err = newInstruments(s.meters, s.hot); err != nil {
 		return nil, err
 	}
-	for _, make := range s.notes {
-		make(s.hot)
+	for _, note := range s.notes {
+		note(s.hot)
 	}
 	s.tracer = newTracer(s.traces, s.sampling, cfg.Name)
 	s.failures.logger = s.logger

@@ -57,7 +57,7 @@ type series[S any] struct {
 	all  []S
 }
 
-func (s *series[S]) of(set attribute.Set, make func() S) S {
+func (s *series[S]) of(set attribute.Set, empty func() S) S {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	at := slices.IndexFunc(s.sets, func(known attribute.Set) bool { return known.Equals(&set) })
@@ -68,7 +68,7 @@ func (s *series[S]) of(set attribute.Set, make func() S) S {
 	if at >= 0 {
 		return s.all[at]
 	}
-	s.sets, s.all = append(s.sets, set), append(s.all, make())
+	s.sets, s.all = append(s.sets, set), append(s.all, empty())
 	return s.all[len(s.all)-1]
 }
 
