@@ -1,9 +1,7 @@
 package main
 
 import (
-	"maps"
 	"sync"
-	"sync/atomic"
 
 	"go.opentelemetry.io/otel/attribute"
 
@@ -16,10 +14,9 @@ import (
 // nothing.
 type verdictCounter struct {
 	counter *telemetry.HotCounter
-	// series are those of each combination that was seen, a few dozen, in a map that is
-	// not changed: to find one of the metric's costs more than to count.
-	series atomic.Pointer[map[combination]*telemetry.Count]
-	mu     sync.Mutex // of those that make a new map
+	// series holds that of each combination that was seen, a few dozen: to find one of the
+	// metric's costs more than to count.
+	series sync.Map // of combination to *telemetry.Count
 }
 
 // combination is what tells the time series of the metric apart.
@@ -67,22 +64,15 @@ func (c *counts) record() {
 }
 
 func (c *verdictCounter) of(is combination) *telemetry.Count {
-	if known := c.series.Load(); known != nil {
-		if one, ok := (*known)[is]; ok {
-			return one
-		}
+	if known, ok := c.series.Load(is); ok {
+		return known.(*telemetry.Count)
 	}
 	name := "none"
 	if is.contract != nil {
 		name = is.contract.Name
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	known := map[combination]*telemetry.Count{}
-	if had := c.series.Load(); had != nil {
-		known = maps.Clone(*had)
-	}
-	known[is] = c.counter.Series(attribute.String("contract", name), attribute.String("verdict", is.outcome.String()), attribute.String("error_type", is.error))
-	c.series.Store(&known)
-	return known[is]
+	// Whoever asks for these labels gets the same one.
+	one := c.counter.Series(attribute.String("contract", name), attribute.String("verdict", is.outcome.String()), attribute.String("error_type", is.error))
+	c.series.Store(is, one)
+	return one
 }

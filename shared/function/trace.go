@@ -20,20 +20,10 @@ import (
 const (
 	traceParent = "traceparent"
 	traceState  = "tracestate"
-	// As the keys of a header are written, which http.Header.Get would make of the above
-	// for every event.
+	// As http.Header has them, which its Get would make of the above for every event.
 	traceParentHeader = "Traceparent"
 	traceStateHeader  = "Tracestate"
 )
-
-// first is the first value of the header's field, whose key is written as http.Header
-// does.
-func first(h http.Header, key string) string {
-	if values := h[key]; len(values) > 0 {
-		return values[0]
-	}
-	return ""
-}
 
 // tracer makes one span of each event that is sampled. Without a provider (no
 // collector is configured) it is nil, and the trace context of an event only passes
@@ -90,7 +80,7 @@ type hop struct {
 // A parent that is not sampled costs a look at its flags, and no parent a random
 // number: at thousands of events a second nearly all are one or the other.
 func (t *tracer) start(h http.Header, ms []events.Message, hops []hop) {
-	header := first(h, traceParentHeader)
+	header := h.Get(traceParentHeader)
 	var decided unsampled
 	for i := range ms {
 		if !t.sampling.BySDK {
@@ -257,9 +247,9 @@ func (h hop) stamp(reply *events.Message, header http.Header) {
 		reply.Set(traceParent, h.parent)
 		reply.Set(traceState, "")
 	default:
-		if parent := first(header, traceParentHeader); parent != "" && reply.Get(traceParent) == "" {
+		if parent := header.Get(traceParentHeader); parent != "" && reply.Get(traceParent) == "" {
 			reply.Set(traceParent, parent)
-			reply.Set(traceState, first(header, traceStateHeader))
+			reply.Set(traceState, header.Get(traceStateHeader))
 		}
 	}
 }
