@@ -167,7 +167,7 @@ func (k *kin) add(s step) {
 	for _, f := range functions() {
 		k.children[events.ReplyID(s.Get("source"), s.Get("id"), f)] = true
 	}
-	if f, ok := strings.CutPrefix(s.Get("source"), "/millrace/"); ok {
+	if f, ok := strings.CutPrefix(s.Get("source"), events.FunctionSource); ok {
 		k.parents[s.Get("id")] = true
 		if !slices.Contains(k.replied, f) {
 			k.replied = append(k.replied, f)

@@ -364,7 +364,7 @@ func (m *monitor) message(r *Report, typ string) events.Message {
 	if typ == events.DriftDetected {
 		part = "drift-detected"
 	}
-	source := "/millrace/" + m.name
+	source := events.FunctionSource + m.name
 	return events.Message{Data: data, Attrs: []events.Attr{
 		{Name: "specversion", Value: "1.0"},
 		{Name: "id", Value: events.ReplyID(source, r.Model+" "+r.To.Format(time.RFC3339Nano), part)},

@@ -299,7 +299,7 @@ func (s *sweeper) message(key, etag string, at time.Time) (events.Message, error
 	m := events.Message{Data: data}
 	m.Set("specversion", "1.0")
 	m.Set("id", fmt.Sprintf("%s.%d", cmp.Or(etag, "none"), at.UnixMicro()))
-	m.Set("source", "/millrace/"+s.function+"/sweep")
+	m.Set("source", events.FunctionSource+s.function+"/sweep")
 	m.Set("type", events.ObjectPut)
 	m.Set("datacontenttype", "application/json")
 	m.Set("subject", key)

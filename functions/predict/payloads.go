@@ -68,7 +68,7 @@ func newPayloads(c *Config, function string, counts *instruments) (*payloads, er
 		return nil, err
 	}
 	p := &payloads{
-		to: to, mode: c.Payloads, source: "/millrace/" + function, service: function, counts: counts,
+		to: to, mode: c.Payloads, source: events.FunctionSource + function, service: function, counts: counts,
 		room: newRoom(c.PayloadBytes), patience: c.PayloadWait,
 		// Whoever has room finds a place.
 		queue: make(chan parcel, c.PayloadBytes/(2*perEvent)+1),

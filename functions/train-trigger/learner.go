@@ -50,7 +50,7 @@ const goldEvery = 5 * time.Second
 type cause struct{ source, id string }
 
 // source is that of the events sent.
-func (l *learner) source() string { return "/millrace/" + l.function }
+func (l *learner) source() string { return events.FunctionSource + l.function }
 
 // Handle does what an event asks for. Nothing is replied: an event is sent once its
 // decision lasts, which may be long after what caused it.

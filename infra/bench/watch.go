@@ -144,7 +144,7 @@ func (w *watcher) add(fetches kgo.Fetches) {
 				t.verdict = at
 			}
 			if r.Topic == validatedTopic && len(w.topics) > 3 {
-				features := events.ReplyID("/millrace/validate", verdict, "featurize")
+				features := events.ReplyID(events.FunctionSource+"validate", verdict, "featurize")
 				w.byName[features] = verdict
 				t.features = max(t.features, w.times[features].features)
 				delete(w.times, features)

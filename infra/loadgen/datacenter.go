@@ -437,7 +437,7 @@ func (m *meter) open(ctx context.Context, first uint64, stdout io.Writer) (where
 		return "standard output", nil
 	case strings.HasPrefix(f.to, "http://") || strings.HasPrefix(f.to, "https://"):
 		m.to, err = target.NewHTTP(target.HTTPConfig{
-			URL: f.to, Source: fmt.Sprintf("/millrace/loadgen/datacenter/%d/%d", f.seed, m.cfg.LiveFrom.Unix()), Type: events.MetricRaw,
+			URL: f.to, Source: fmt.Sprintf("/loadgen/datacenter/%d/%d", f.seed, m.cfg.LiveFrom.Unix()), Type: events.MetricRaw,
 			First: first, Batch: f.batch, Connections: f.connections,
 		})
 		if err != nil {

@@ -98,5 +98,5 @@ func runReplay(ctx context.Context, args []string, stdout, stderr io.Writer) err
 		return err
 	}
 	p.stream = fmt.Sprintf("replay -csv %s -seed %d %s", path, seed, out.stream())
-	return p.run(ctx, &out, "/millrace/loadgen/replay/"+filepath.Base(path), 0, stdout, stderr)
+	return p.run(ctx, &out, "/loadgen/replay/"+filepath.Base(path), 0, stdout, stderr)
 }

@@ -496,7 +496,7 @@ func TestHTTP_everyMessageAsEvent(t *testing.T) {
 				t.Fatal(err)
 			}
 			got[id] = string(m.Data)
-			if m.Get("type") != events.BehaviorRaw || m.Get("source") != "/millrace/loadgen/shop/1/1569888000" {
+			if m.Get("type") != events.BehaviorRaw || m.Get("source") != "/loadgen/shop/1/1569888000" {
 				t.Fatalf("attributes %v", m.Attrs)
 			}
 			key := m.Get(events.PartitionKey)

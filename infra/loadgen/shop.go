@@ -154,7 +154,7 @@ func runShop(ctx context.Context, args []string, stdout, stderr io.Writer) error
 	p.next = func(ev *shop.Event) error { customers.Next(ev); return nil }
 	p.log = slog.New(slog.NewTextHandler(stderr, nil))
 	p.stream, p.kept = stream(cfg), kept
-	source := fmt.Sprintf("/millrace/loadgen/shop/%d/%d", cfg.Seed, cfg.Start.Unix())
+	source := fmt.Sprintf("/loadgen/shop/%d/%d", cfg.Seed, cfg.Start.Unix())
 	return p.run(ctx, &out, source, cfg.Start.Unix(), stdout, stderr)
 }
 

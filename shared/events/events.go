@@ -8,6 +8,10 @@
 // It has no I/O and knows nothing of what an event's data means.
 package events
 
+// FunctionSource begins the source of every event that a function makes; the function's
+// name follows.
+const FunctionSource = "/millrace/"
+
 // Event types. The last part is the version of the data's schema.
 const (
 	// KafkaRecord is a raw Kafka record as a KafkaSource sends it; the topic is

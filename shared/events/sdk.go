@@ -225,7 +225,7 @@ func NewReply(in *event.Event, function, typ string) event.Event {
 	c := contextOf(in)
 	r := &attributes{}
 	r.ID = ReplyID(uriText(&c.Source.URL), c.ID, function)
-	r.Source.Path = "/millrace/" + function
+	r.Source.Path = FunctionSource + function
 	r.Type = typ
 	if c.Time != nil && !c.Time.IsZero() {
 		r.time = *c.Time

@@ -74,8 +74,10 @@
 // Each event has a span when a collector is configured (see package telemetry). Its
 // parent is the event's distributed tracing extension, a traceparent header is
 // linked (or is the parent where there is no extension), and the reply carries the
-// span on. The context of a call holds the span of its only event, or a span that
-// links to all its events'. Without a collector trace context passes through.
+// span on. An event that comes without either may begin a trace, unless a function made
+// it: whether an event is traced is decided once, by the first function that gets it.
+// The context of a call holds the span of its only event, or a span that links to all
+// its events'. Without a collector trace context passes through.
 //
 // The metrics are function_events_total by type and outcome, function_handling_seconds
 // and function_batch_size (one observation a call), function_event_lag_seconds by

@@ -293,7 +293,7 @@ func (d *delivery) reply(i int) (events.Message, error) {
 			case "id":
 				a.Value = events.ReplyID(in.Get("source"), in.Get("id"), d.cfg.Name)
 			case "source":
-				a.Value = "/millrace/" + d.cfg.Name
+				a.Value = events.FunctionSource + d.cfg.Name
 			}
 		}
 	}

@@ -126,14 +126,17 @@ func TestSamplingIsDecidedOnce(t *testing.T) {
 	for _, tt := range []struct {
 		name     string
 		sampling telemetry.Sampling
+		source   string
 		parent   string
 		recorded bool
 	}{
-		{"a root of a ratio of none", telemetry.Sampling{}, "", false},
-		{"a root of a ratio of all", telemetry.Sampling{Ratio: 1}, "", true},
-		{"a sampled parent", telemetry.Sampling{}, originTrace, true},
-		{"a parent that is not", telemetry.Sampling{Ratio: 1}, unsampled, false},
-		{"a parent that is not, left to the SDK", telemetry.Sampling{Ratio: 1, BySDK: true}, unsampled, true},
+		{"a root of a ratio of none", telemetry.Sampling{}, "/test", "", false},
+		{"a root of a ratio of all", telemetry.Sampling{Ratio: 1}, "/test", "", true},
+		{"a root that a function made", telemetry.Sampling{Ratio: 1}, "/millrace/validate", "", false},
+		{"a root that a function made, left to the SDK", telemetry.Sampling{Ratio: 1, BySDK: true}, "/millrace/validate", "", true},
+		{"a sampled parent", telemetry.Sampling{}, "/millrace/validate", originTrace, true},
+		{"a parent that is not", telemetry.Sampling{Ratio: 1}, "/test", unsampled, false},
+		{"a parent that is not, left to the SDK", telemetry.Sampling{Ratio: 1, BySDK: true}, "/test", unsampled, true},
 	} {
 		for _, where := range []string{"extension", "header"} {
 			t.Run(tt.name+" in the "+where, func(t *testing.T) {
@@ -145,6 +148,7 @@ func TestSamplingIsDecidedOnce(t *testing.T) {
 					}
 				})
 				m := message("1")
+				m.Set("source", tt.source)
 				if where == "extension" {
 					m.Set("traceparent", tt.parent)
 				}
@@ -156,15 +160,15 @@ func TestSamplingIsDecidedOnce(t *testing.T) {
 				if n := len(recorder.Ended()); n > 0 != tt.recorded {
 					t.Errorf("%d spans", n)
 				}
-				sampled, known := flag(got)
-				if !known || sampled != tt.recorded {
+				switch sampled, known := flag(got); {
+				case !tt.recorded:
+					if got != tt.parent {
+						t.Errorf("the reply carries %q, though no span was made", got)
+					}
+				case !known || !sampled:
 					t.Errorf("the reply carries %q", got)
-				}
-				if tt.parent != "" && got[3:35] != originID {
+				case tt.parent != "" && got[3:35] != originID:
 					t.Errorf("the reply is of another trace: %q", got)
-				}
-				if !tt.recorded && tt.parent != "" && got != tt.parent {
-					t.Errorf("the reply carries %q, though no span was made", got)
 				}
 			})
 		}
@@ -208,27 +212,10 @@ func TestFlagOfTraceContexts(t *testing.T) {
 		"00-00000000000000000000000000000000-b7ad6b7169203331-01": {},
 		"00-0af7651916cd43dd8448eb211c80319c-0000000000000000-01": {},
 		"00-0AF7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01": {},
-		new(unsampled).next(1): {false, true},
 	} {
 		if sampled, known := flag(parent); sampled != want[0] || known != want[1] {
 			t.Errorf("%q: sampled %t, known %t", parent, sampled, known)
 		}
-	}
-}
-
-func TestTracesThatAreNotRecordedHaveIDsOfTheirOwn(t *testing.T) {
-	var u unsampled
-	seen := map[string]bool{}
-	const n = 1000
-	for i := range n {
-		parent := u.next(n - i)
-		if sampled, known := flag(parent); sampled || !known {
-			t.Fatalf("%q: sampled %t, known %t", parent, sampled, known)
-		}
-		seen[parent[3:35]] = true
-	}
-	if len(seen) != n {
-		t.Errorf("%d trace ids of %d traces", len(seen), n)
 	}
 }
 

@@ -69,9 +69,6 @@ func (c carrier) Keys() []string        { return []string{traceParent, traceStat
 // hop is an event's way through this function.
 type hop struct {
 	span trace.Span // nil when it is not recorded
-	// parent is what its reply gets, when nobody has decided about its trace before and
-	// it is not recorded here: the functions after this one must not decide again.
-	parent string
 }
 
 // start starts the hops of a request's events, one each. The parent of an event's span is the
@@ -81,7 +78,6 @@ type hop struct {
 // number: at thousands of events a second nearly all are one or the other.
 func (t *tracer) start(h http.Header, ms []events.Message, hops []hop) {
 	header := h.Get(traceParentHeader)
-	var decided unsampled
 	for i := range ms {
 		if !t.sampling.BySDK {
 			sampled, known := flag(ms[i].Get(traceParent))
@@ -89,9 +85,7 @@ func (t *tracer) start(h http.Header, ms []events.Message, hops []hop) {
 				sampled, known = flag(header)
 			}
 			if !known {
-				if sampled = t.draw(); !sampled {
-					hops[i].parent = decided.next(len(ms) - i)
-				}
+				sampled = t.draw(&ms[i])
 			}
 			if !sampled {
 				continue
@@ -101,8 +95,13 @@ func (t *tracer) start(h http.Header, ms []events.Message, hops []hop) {
 	}
 }
 
-// draw decides about a trace that begins here.
-func (t *tracer) draw() bool {
+// draw decides about a trace that would begin with an event. None begins with an event that
+// a function made: the function has decided, against it, by letting it go without a context.
+// Telling that by a context of its own on nearly every event costs more than all else here.
+func (t *tracer) draw(m *events.Message) bool {
+	if strings.HasPrefix(m.Get("source"), events.FunctionSource) {
+		return false
+	}
 	return rand.Float64() < t.sampling.Ratio && (t.limit == nil || t.limit.Allow()) //nolint:gosec // not a secret
 }
 
@@ -156,41 +155,6 @@ func flag(parent string) (sampled, known bool) {
 	return digit&1 == 1, true
 }
 
-// unsampled makes the trace contexts of a request's traces that are not recorded: each
-// has an id of its own, of which only the first is drawn, since a batch has many.
-type unsampled struct {
-	text  strings.Builder // all so far
-	form  [contextLen]byte
-	count uint32
-}
-
-// next makes one more. At most left are to come, this one among them.
-func (u *unsampled) next(left int) string {
-	if u.text.Len() == 0 {
-		u.text.Grow(contextLen * left)
-		u.count = rand.Uint32()
-		copy(u.form[:], "00-")
-		putHex(u.form[3:19], rand.Uint64()|1) // all zeros are invalid
-		putHex(u.form[19:27], uint64(rand.Uint32()))
-		u.form[35] = '-'
-		putHex(u.form[36:52], rand.Uint64()|1)
-		copy(u.form[52:], "-00")
-	}
-	u.count++
-	putHex(u.form[27:35], uint64(u.count))
-	u.text.Write(u.form[:])
-	return u.text.String()[u.text.Len()-contextLen:]
-}
-
-// putHex fills b with the lowest digits of n.
-func putHex(b []byte, n uint64) {
-	const digits = "0123456789abcdef"
-	for i := len(b) - 1; i >= 0; i-- {
-		b[i] = digits[n&15]
-		n >>= 4
-	}
-}
-
 // join gives a handler call its context: the span of its only event that is recorded,
 // or, where there are several, a span of the call's own that is linked with those of
 // all of them. end ends the latter.
@@ -236,20 +200,15 @@ func (h hop) finish(err error, o outcome) {
 	h.span.End()
 }
 
-// stamp puts the trace context on a reply: the span's, or that of the trace that is not
-// recorded, or, when it was decided before, the one that came with the request unless
-// the reply has it already.
+// stamp puts the trace context on a reply: the span's, or the one that came with the request
+// unless the reply has one already.
 func (h hop) stamp(reply *events.Message, header http.Header) {
-	switch {
-	case h.span != nil:
+	if h.span != nil {
 		w3c.Inject(trace.ContextWithSpan(context.Background(), h.span), carrier{reply})
-	case h.parent != "":
-		reply.Set(traceParent, h.parent)
-		reply.Set(traceState, "")
-	default:
-		if parent := header.Get(traceParentHeader); parent != "" && reply.Get(traceParent) == "" {
-			reply.Set(traceParent, parent)
-			reply.Set(traceState, header.Get(traceStateHeader))
-		}
+		return
+	}
+	if parent := header.Get(traceParentHeader); parent != "" && reply.Get(traceParent) == "" {
+		reply.Set(traceParent, parent)
+		reply.Set(traceState, header.Get(traceStateHeader))
 	}
 }

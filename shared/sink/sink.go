@@ -12,6 +12,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"go.opentelemetry.io/otel/propagation"
+
 	"github.com/millrace-dev/millrace/shared/events"
 )
 
@@ -57,8 +59,11 @@ func New(address string) (*Sink, error) {
 }
 
 // Send returns nil when the sink has taken all events. After an error it may have
-// taken some of them. It is an *AnswerError if the sink has answered.
+// taken some of them. It is an *AnswerError if the sink has answered. Events without a
+// trace context get that of the span in ctx, which they come from: no other function
+// begins a trace with them.
 func (s *Sink) Send(ctx context.Context, ms []events.Message) error {
+	trace(ctx, ms)
 	if len(ms) > 1 && !s.single.Load() {
 		h := http.Header{"Content-Type": {events.ContentTypeBatch}}
 		status, err := s.post(ctx, h, events.AppendBatch(nil, ms))
@@ -78,6 +83,19 @@ func (s *Sink) Send(ctx context.Context, ms []events.Message) error {
 		}
 	}
 	return nil
+}
+
+func trace(ctx context.Context, ms []events.Message) {
+	attributes := propagation.MapCarrier{}
+	propagation.TraceContext{}.Inject(ctx, attributes)
+	for i := range ms {
+		if ms[i].Get("traceparent") != "" {
+			continue
+		}
+		for name, value := range attributes {
+			ms[i].Set(name, value)
+		}
+	}
 }
 
 func (s *Sink) post(ctx context.Context, h http.Header, body []byte) (status int, err error) {

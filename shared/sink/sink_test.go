@@ -1,6 +1,7 @@
 package sink
 
 import (
+	"context"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -8,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"go.opentelemetry.io/otel/propagation"
 
 	"github.com/millrace-dev/millrace/shared/events"
 )
@@ -88,5 +90,38 @@ func TestAddressMustBeHTTP(t *testing.T) {
 		if _, err := New(address); err == nil || !strings.HasPrefix(err.Error(), "K_SINK=") {
 			t.Errorf("%q: %v", address, err)
 		}
+	}
+}
+
+// What is sent in the course of an event goes on in its trace, unless it has another.
+func TestSendsTheTraceOn(t *testing.T) {
+	const own, its = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+	var got []string
+	srv := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		ms, err := events.ParseBatch(body)
+		if err != nil {
+			t.Error(err)
+		}
+		for i := range ms {
+			got = append(got, ms[i].Get("traceparent"), ms[i].Get("tracestate"))
+		}
+	}))
+	defer srv.Close()
+	s, err := New(srv.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	in := propagation.MapCarrier{"traceparent": its, "tracestate": "a=b"}
+	traced := propagation.TraceContext{}.Extract(t.Context(), in)
+	for _, ctx := range []context.Context{t.Context(), traced} {
+		other := message("2")
+		other.Set("traceparent", own)
+		if err := s.Send(ctx, []events.Message{message("1"), other}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if diff := cmp.Diff([]string{"", "", own, "", its, "a=b", own, ""}, got); diff != "" {
+		t.Errorf("trace contexts (-want +got):\n%s", diff)
 	}
 }

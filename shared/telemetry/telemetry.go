@@ -203,7 +203,8 @@ func waiting() []sdktrace.BatchSpanProcessorOption {
 const maxSeries = 1000
 
 // Sampling is how spans are chosen that are recorded. What has a parent goes by its
-// parent: a trace is there from its first span to its last or not at all.
+// parent, and what a function made without one begins no trace: a trace is there from its
+// first span to its last or not at all.
 type Sampling struct {
 	// Ratio is the share of the traces that begin here which are recorded, 0 to 1.
 	Ratio float64
