@@ -6,10 +6,8 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"math"
-	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -19,14 +17,11 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/jackc/pgx/v5"
-)
 
-// patience bounds the waiting for anything: making Superset's own schema takes half a
-// minute of one core, and the machine may do much else.
-const patience = 15 * time.Minute
+	"github.com/millrace-dev/millrace/shared/testkit/platform"
+)
 
 // interests is SQL for what became of each product in each session.
 const interests = `WITH i AS (SELECT user_session, product_id, max(category_id) AS category_id, min(event_timestamp)::date AS day,
@@ -121,26 +116,8 @@ func TestDashboards(t *testing.T) {
 // the messages bad, and gives the warehouse to ask, and its address for a reader.
 func fillGold(t *testing.T, programs string) (conn *pgx.Conn, reader string) {
 	t.Helper()
-	root, err := filepath.Abs("../..")
-	if err != nil {
-		t.Fatal(err)
-	}
-	// Who runs PostgreSQL when the tests run as root has to come through.
-	state := t.TempDir()
-	if err := os.Chmod(filepath.Dir(state), 0o711); err != nil {
-		t.Fatal(err)
-	}
-	run(t, "the platform", nil, filepath.Join(programs, "millrace"), "up", "--plain", "--root", root, "--state", state, "--bin", programs,
-		"--port-base", strconv.Itoa(freePorts(t, 40)), "--functions", "validate,lake,ingest,etl-step", "--no-load", "--no-learning")
-	setting := func(name string) (value string) {
-		await(t, "the platform's "+name, func() error {
-			out, err := exec.CommandContext(t.Context(), filepath.Join(programs, "millrace"), "env", "--state", state, "--name", name).CombinedOutput()
-			value = strings.TrimSpace(string(out))
-			return err
-		})
-		return value
-	}
-	load := exec.CommandContext(t.Context(), filepath.Join(programs, "loadgen"), "shop", "-brokers", setting("KAFKA_BROKERS"), "-rate", "0", "-count", "20000",
+	p := platform.Start(t, platform.Options{Programs: programs, Root: "../..", Flags: []string{"--functions", "validate,lake,ingest,etl-step", "--no-load"}})
+	load := exec.CommandContext(t.Context(), filepath.Join(programs, "loadgen"), "shop", "-brokers", p.Setting(t, "KAFKA_BROKERS"), "-rate", "0", "-count", "20000",
 		"-density", "0.0165", "-daily", "-start", "2026-01-05", "-products", "400", "-users", "2000", "-seed", "7", "-bad", "0.05")
 	report, err := load.Output()
 	if err != nil {
@@ -150,13 +127,13 @@ func fillGold(t *testing.T, programs string) (conn *pgx.Conn, reader string) {
 	if err := json.Unmarshal(report, &sent); err != nil {
 		t.Fatal(err)
 	}
-	address := setting("DATABASE_URL")
-	await(t, "the warehouse", func() error {
+	address := p.Setting(t, "DATABASE_URL")
+	platform.Await(t, "the warehouse", func() error {
 		conn, err = pgx.Connect(t.Context(), address)
 		return err
 	})
 	t.Cleanup(func() { _ = conn.Close(context.WithoutCancel(t.Context())) })
-	await(t, "all of it in gold", func() error {
+	platform.Await(t, "all of it in gold", func() error {
 		var facts, open int
 		err := conn.QueryRow(t.Context(), `SELECT (SELECT count(*) FROM dwh.fact_events), (SELECT count(*) FROM etl.loads WHERE stage <> 'checked')`).Scan(&facts, &open)
 		if err == nil && (facts != sent.Good || open > 0) {
@@ -187,7 +164,7 @@ type superset struct{ address, token string }
 // startSuperset runs `up`. Pages are open to everybody, so that pictures can be taken.
 func startSuperset(t *testing.T, venv, warehouse string) *superset {
 	t.Helper()
-	home, port := t.TempDir(), freePorts(t, 1)
+	home, port := t.TempDir(), platform.FreePorts(t, 1)
 	config := filepath.Join(home, "config.py")
 	if err := os.WriteFile(config, []byte("from superset_config import *\nAUTH_ROLE_PUBLIC = 'Admin'\n"), 0o600); err != nil {
 		t.Fatal(err)
@@ -195,7 +172,7 @@ func startSuperset(t *testing.T, venv, warehouse string) *superset {
 	run(t, "Superset", []string{"DATABASE_URL=" + warehouse, "SUPERSET_VENV=" + venv, "SUPERSET_HOME=" + home,
 		"SUPERSET_PORT=" + strconv.Itoa(port), "SUPERSET_CONFIG_PATH=" + config}, "./up")
 	s := &superset{address: fmt.Sprintf("http://127.0.0.1:%d", port)}
-	await(t, "Superset", func() error {
+	platform.Await(t, "Superset", func() error {
 		password, err := os.ReadFile(filepath.Join(home, "password"))
 		if err != nil {
 			return err
@@ -311,36 +288,4 @@ func run(t *testing.T, what string, env []string, program string, args ...string
 			t.Logf("output of %s:\n%s", what, text)
 		}
 	})
-}
-
-func await(t *testing.T, what string, check func() error) {
-	t.Helper()
-	for deadline := time.Now().Add(patience); ; time.Sleep(200 * time.Millisecond) {
-		err := check()
-		if err == nil {
-			return
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("waiting for %s: %v", what, err)
-		}
-	}
-}
-
-// freePorts finds ports in a row that nobody listens on.
-func freePorts(t *testing.T, n int) int {
-	t.Helper()
-	for base := 31000 + os.Getpid()%500*16; base < 60000; base += n {
-		var err error
-		for port := base; port < base+n && err == nil; port++ {
-			var l net.Listener
-			if l, err = net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port))); err == nil {
-				err = l.Close()
-			}
-		}
-		if err == nil {
-			return base
-		}
-	}
-	t.Fatal(errors.New("no free ports"))
-	return 0
 }
