@@ -187,6 +187,11 @@ test-debezium: ## The embedded change data capture against a real Debezium; need
 test-console: build ## The console in a real Chromium, in front of the platform (PICTURES=folder keeps what it saw)
 	cd infra/browser && TEST_PROGRAMS=$(CURDIR)/$(BIN) PICTURES=$(PICTURES) go test -count=1 -timeout 30m -v ./...
 
+.PHONY: test-grafana
+test-grafana: build ## Every dashboard drawn by a real Grafana in Chromium; GRAFANA_HOME is its folder (PICTURES=folder)
+	cd infra/browser && GRAFANA_HOME=$(GRAFANA_HOME) TEST_PROGRAMS=$(CURDIR)/$(BIN) PICTURES=$(PICTURES) \
+	  go test -count=1 -timeout 30m -run '^TestGrafana$$' -v .
+
 .PHONY: test-otel
 test-otel: build ## One event's trace through the platform, as a real Collector gets it (built once, minutes)
 	cd infra/otel && TEST_PROGRAMS=$(CURDIR)/$(BIN) go test -count=1 -timeout 20m -v ./...

@@ -132,7 +132,7 @@ func (p *running) prometheus(t *testing.T) string {
 func (p *running) awaitMetric(t *testing.T, store string, up int) {
 	t.Helper()
 	platform.Await(t, fmt.Sprintf("millrace_store_up of %s to be %d", store, up), func() error {
-		resp, err := http.Get(p.URL() + "/metrics") 
+		resp, err := http.Get(p.URL() + "/metrics")
 		if err != nil {
 			return err
 		}

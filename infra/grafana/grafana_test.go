@@ -19,77 +19,38 @@ import (
 	"github.com/goccy/go-yaml"
 	"github.com/jackc/pgx/v5"
 
+	"github.com/millrace-dev/millrace/infra/grafana"
 	"github.com/millrace-dev/millrace/shared/testkit/pgtest"
 	"github.com/millrace-dev/millrace/shared/warehouse"
 )
 
 func TestMain(m *testing.M) { pgtest.Main(m) }
 
-type dashboard struct {
-	UID    string
-	Title  string
-	Panels []struct {
-		ID         int
-		Title      string
-		Type       string
-		Datasource source
-		Targets    []struct {
-			Datasource source
-			Format     string
-			RawSQL     string `json:"rawSql"`
-			Expr       string
-		}
-	}
-	Templating struct {
-		List []struct {
-			Name, Query string
-		}
-	}
-}
-
-type source struct{ Type, UID string }
-
-// uids are fixed: links and provisioning name them.
-var uids = []string{"data-quality", "datacenter-overview", "learning", "pipeline", "production-monitoring", "serving"}
-
-func load(t *testing.T) []dashboard {
+func load(t *testing.T) []grafana.Dashboard {
 	t.Helper()
-	var all []dashboard
-	for _, uid := range uids {
-		text, err := os.ReadFile(filepath.Join("dashboards", uid+".json"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		var d dashboard
-		if err := json.Unmarshal(text, &d); err != nil {
-			t.Fatalf("%s: %v", uid, err)
-		}
-		all = append(all, d)
+	all, err := grafana.Dashboards()
+	if err != nil {
+		t.Fatal(err)
 	}
 	return all
 }
 
 func TestDashboards(t *testing.T) {
-	files, err := filepath.Glob("dashboards/*.json")
-	if err != nil || len(files) != len(uids) {
-		t.Errorf("%d files, want %d: %v", len(files), len(uids), err)
-	}
 	text, err := os.ReadFile("provisioning/datasources/millrace.yaml")
 	if err != nil {
 		t.Fatal(err)
 	}
-	var provisioned struct{ Datasources []source }
+	var provisioned struct{ Datasources []grafana.Source }
 	if err := yaml.Unmarshal(text, &provisioned); err != nil {
 		t.Fatal(err)
 	}
-	known := map[source]bool{}
+	known := map[grafana.Source]bool{}
 	for _, s := range provisioned.Datasources {
 		known[s] = true
 	}
-	for i, d := range load(t) {
-		if d.UID != uids[i] {
-			t.Errorf("dashboards/%s.json has uid %q", uids[i], d.UID)
-		}
+	var uids []string
+	for _, d := range load(t) {
+		uids = append(uids, d.UID)
 		if len(d.Panels) == 0 {
 			t.Errorf("%s has no panels", d.UID)
 		}
@@ -175,18 +136,6 @@ func TestExpressions(t *testing.T) {
 	}
 }
 
-// mayBeEmpty are panels that a platform that is well, or new, has nothing for.
-var mayBeEmpty = map[string]bool{
-	"Checks that failed": true, "Steps that failed": true, "Deliveries that have been failing": true,
-	"Events that failed, by function and outcome": true, "Drift by column, in units of its limit": true,
-	"Share of columns that drifted": true, "State of each model": true, "Decisions": true, "Runs": true,
-	"By severity, 24 h": true, "By metric, 24 h": true, "Anomalies by severity": true, "The latest anomalies": true,
-	"$metric of $entity": true, "Requests, 50th and 99th percentile": true, "Training-serving skew: values that differ": true,
-	"Power: predicted and actual": true, "Lookups of entities by outcome": true, "Distribution of the shop's scores": true,
-	"Dead letters by status": true, "Decisions by the gate, 24 h": true, "Age of the oldest detector": true,
-	"Drift of columns, as a share of its limit": true,
-}
-
 // TestPanelsGiveRows asks a running platform: PANELS_DATABASE_URL is its warehouse,
 // PANELS_PROMETHEUS_URL a Prometheus that scrapes it.
 func TestPanelsGiveRows(t *testing.T) {
@@ -222,7 +171,7 @@ func TestPanelsGiveRows(t *testing.T) {
 				n += found
 			}
 			t.Logf("%-22s %-50s %d", d.UID, p.Title, n)
-			if n == 0 && !mayBeEmpty[p.Title] {
+			if n == 0 && !grafana.MayBeEmpty[p.Title] {
 				t.Errorf("%s, %s: no rows", d.UID, p.Title)
 			}
 		}
