@@ -61,7 +61,7 @@ func ask(t *testing.T, method, address, body string, header ...string) (int, str
 
 func TestPageLoadsNothingFromElsewhere(t *testing.T) {
 	_, at := serve(t, Config{})
-	resp, err := http.Get(at) //nolint:noctx // a test's own server
+	resp, err := http.Get(at)
 	if err != nil {
 		t.Fatal(err)
 	}

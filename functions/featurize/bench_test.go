@@ -39,7 +39,7 @@ func process(b *testing.B, redis *redistest.Server) (url string, pid int) {
 	})
 	url = "http://127.0.0.1:" + strconv.Itoa(port)
 	waitFor(b, "featurize is ready", func() bool {
-		resp, err := http.Get(url + "/readyz") //nolint:noctx // the test's own process
+		resp, err := http.Get(url + "/readyz")
 		if err != nil {
 			return false
 		}
@@ -95,7 +95,7 @@ func BenchmarkFeatureAPI(b *testing.B) {
 					group.Go(func() {
 						for i := next.Add(1) - 1; i < int64(b.N); i = next.Add(1) - 1 {
 							at := time.Now()
-							resp, err := client.Post(url+"/get-online-features", "application/json", bytes.NewReader(body)) //nolint:noctx // the test's own process
+							resp, err := client.Post(url+"/get-online-features", "application/json", bytes.NewReader(body))
 							if err != nil {
 								b.Error(err)
 								return

@@ -117,7 +117,7 @@ func startChain(t testing.TB) *chain {
 
 func freePort(t testing.TB) int {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // to find a port
+	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -163,7 +163,7 @@ func (c *chain) send(list []event.Event) {
 		c.t.Fatal(err)
 	}
 	waitFor(c.t, "the Broker takes events", func() bool {
-		resp, err := http.Post(c.ingress, events.ContentTypeBatch, bytes.NewReader(body)) //nolint:noctx // the test's own server
+		resp, err := http.Post(c.ingress, events.ContentTypeBatch, bytes.NewReader(body))
 		if err != nil {
 			return false
 		}

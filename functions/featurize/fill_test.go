@@ -177,7 +177,7 @@ func TestSessionsGoOnInARedisThatLostItsData(t *testing.T) {
 
 func TestReadyOnceFilled(t *testing.T) {
 	h := start(t, nil)
-	resp, err := http.Get(h.url + "/readyz") //nolint:noctx // the test's own server
+	resp, err := http.Get(h.url + "/readyz")
 	if err != nil {
 		t.Fatal(err)
 	}

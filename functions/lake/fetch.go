@@ -78,7 +78,7 @@ func fetchRange(ctx context.Context, client *kgo.Client, src source, from, to in
 	}()
 	defer func() {
 		cancel()
-		for range answers { //nolint:revive // until the other side has ended
+		for range answers { // until the other side has ended
 		}
 	}()
 	for a := range answers {

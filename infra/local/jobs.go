@@ -337,7 +337,7 @@ func (j *jobs) runJob(ctx context.Context, plan jobPlan, dir string) error {
 	if plan.trains() && j.learning != nil {
 		more, err := j.learning.jobEnv(ctx)
 		if err != nil {
-			return nil //nolint:nilerr // it was stopped with the platform, and waits on
+			return nil // it was stopped with the platform, and waits on
 		}
 		env = append(env, more...)
 	}

@@ -286,12 +286,12 @@ func (s *series) learn() {
 func (s *series) tick(address string) string {
 	body := `{"specversion":"1.0","id":"` + strconv.FormatInt(time.Now().UnixNano(), 10) +
 		`","source":"/apis/v1/namespaces/millrace/pingsources/detect-train","type":"dev.knative.sources.ping","datacontenttype":"application/json","data":{}}`
-	resp, err := http.Post(address, "application/cloudevents+json", strings.NewReader(body)) //nolint:noctx // the test's own process
+	resp, err := http.Post(address, "application/cloudevents+json", strings.NewReader(body))
 	if err != nil {
 		return err.Error()
 	}
 	_ = resp.Body.Close()
-	if resp, err = http.Get(address + "/models"); err != nil { //nolint:noctx // the test's own process
+	if resp, err = http.Get(address + "/models"); err != nil {
 		return err.Error()
 	}
 	defer resp.Body.Close()

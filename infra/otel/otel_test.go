@@ -258,7 +258,7 @@ func TestMain(m *testing.M) {
 // built makes the Collector's program once.
 var built = sync.OnceValues(func() (string, error) {
 	program := filepath.Join(folder, "otel")
-	if out, err := exec.Command("go", "build", "-o", program, ".").CombinedOutput(); err != nil { //nolint:noctx // bounded by the test's deadline
+	if out, err := exec.Command("go", "build", "-o", program, ".").CombinedOutput(); err != nil { // bounded by the test's deadline
 		return "", fmt.Errorf("building the Collector: %w\n%s", err, out)
 	}
 	return program, nil
@@ -451,7 +451,7 @@ func (p *platform) produce(t *testing.T, traceparent string) {
 
 func get(url string) (string, error) {
 	client := http.Client{Timeout: 10 * time.Second}
-	resp, err := client.Get(url) //nolint:noctx // bounded by the client
+	resp, err := client.Get(url) // bounded by the client
 	if err != nil {
 		return "", err
 	}

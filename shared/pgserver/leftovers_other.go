@@ -17,7 +17,7 @@ func (s *Server) leftovers() []int {
 	if pid == 0 {
 		return nil
 	}
-	out, err := exec.Command("ps", "-o", "comm=", "-p", strconv.Itoa(pid)).Output()
+	out, err := exec.Command("ps", "-o", "comm=", "-p", strconv.Itoa(pid)).Output() //nolint:noctx // it answers at once
 	if err != nil || filepath.Base(strings.TrimSpace(string(out))) != "postgres" {
 		return nil
 	}

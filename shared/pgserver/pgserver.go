@@ -109,13 +109,13 @@ func installations() ([]installation, error) {
 		found, _ := filepath.Glob(pattern)
 		folders = append(folders, found...)
 	}
-	if out, err := exec.Command("pg_config", "--bindir").Output(); err == nil {
+	if out, err := exec.Command("pg_config", "--bindir").Output(); err == nil { //nolint:noctx // it answers at once
 		folders = append(folders, strings.TrimSpace(string(out)))
 	}
 	if path, err := exec.LookPath("postgres"); err == nil {
 		// What is in PATH may be a link that does not find its libraries.
-		if real, err := filepath.EvalSymlinks(path); err == nil {
-			folders = append(folders, filepath.Dir(real))
+		if path, err = filepath.EvalSymlinks(path); err == nil {
+			folders = append(folders, filepath.Dir(path))
 		}
 	}
 	var all []installation
@@ -136,7 +136,7 @@ func version(bin string) (int, error) {
 	if _, err := os.Stat(filepath.Join(bin, "initdb")); err != nil {
 		return 0, err
 	}
-	out, err := exec.Command(filepath.Join(bin, "postgres"), "--version").Output()
+	out, err := exec.Command(filepath.Join(bin, "postgres"), "--version").Output() //nolint:noctx // it answers at once
 	if err != nil {
 		return 0, err
 	}
@@ -298,7 +298,7 @@ func (s *Server) passwordFile(password string) (string, error) {
 }
 
 func (s *Server) runProgram(ctx context.Context, dir, input, name string, args ...string) error {
-	cmd := exec.CommandContext(ctx, filepath.Join(s.bin, name), args...) //nolint:gosec // the server's own programs
+	cmd := exec.CommandContext(ctx, filepath.Join(s.bin, name), args...)
 	cmd.Dir = dir
 	cmd.Stdin = strings.NewReader(input)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: s.Credential()}

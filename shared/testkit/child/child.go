@@ -64,7 +64,7 @@ func (p *Process) URL() string { return "http://127.0.0.1:" + p.port }
 // Run starts it again after a Kill, and waits until it is ready.
 func (p *Process) Run() {
 	p.t.Helper()
-	p.cmd = exec.Command(os.Args[0]) //nolint:gosec,noctx // the test itself; ended by Kill
+	p.cmd = exec.Command(os.Args[0]) // the test itself; ended by Kill
 	p.cmd.Env = append(append(os.Environ(), variable+"=1", "LISTEN_HOST=127.0.0.1", "PORT="+p.port), p.env...)
 	p.cmd.Stdout, p.cmd.Stderr = &p.said, &p.said
 	if err := p.cmd.Start(); err != nil {

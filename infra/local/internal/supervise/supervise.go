@@ -346,8 +346,7 @@ func (c *Child) runOnce() string {
 	if err := c.prepare(); err != nil {
 		return fmt.Sprintf("could not be prepared: %v", err)
 	}
-	// The context of the process is its supervisor's: it ends by Stop or KillAll.
-	cmd := exec.Command(c.spec.Path, c.spec.Args...) //nolint:gosec,noctx // running what the Spec says is the purpose
+	cmd := exec.Command(c.spec.Path, c.spec.Args...) //nolint:noctx // it ends by Stop or KillAll
 	cmd.Env, cmd.Dir = c.spec.Env, c.spec.Dir
 	cmd.Stdout, cmd.Stderr = c.log, c.log
 	cmd.SysProcAttr = childAttr(c.spec)
