@@ -61,7 +61,7 @@ func Start(t *testing.T, o Options) *Platform {
 	}
 	p := &Platform{Port: FreePorts(t, ports), State: t.TempDir(), programs: o.Programs}
 	// Who runs PostgreSQL when the tests run as root has to come through.
-	if err := os.Chmod(filepath.Dir(p.State), 0o711); err != nil { //nolint:gosec // nobody else can list it
+	if err := os.Chmod(filepath.Dir(p.State), 0o711); err != nil { // nobody else can list it
 		t.Fatal(err)
 	}
 	out, err := os.Create(filepath.Join(p.State, "out"))
@@ -69,7 +69,7 @@ func Start(t *testing.T, o Options) *Platform {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
-	cmd := exec.CommandContext(ctx, filepath.Join(o.Programs, "millrace"), slices.Concat([]string{ //nolint:gosec // it is what is tested
+	cmd := exec.CommandContext(ctx, filepath.Join(o.Programs, "millrace"), slices.Concat([]string{
 		"up", "--plain", "--root", root, "--state", p.State, "--bin", o.Programs, "--port-base", strconv.Itoa(p.Port),
 	}, o.Flags)...)
 	cmd.Stdout, cmd.Stderr = out, out
@@ -116,7 +116,8 @@ type status struct {
 }
 
 func (p *Platform) status() (s status, err error) {
-	return s, Get(p.URL()+"/status", &s)
+	err = Get(p.URL()+"/status", &s)
+	return s, err
 }
 
 // URL is where it takes events and tells its status.
@@ -142,7 +143,7 @@ func (p *Platform) Part(t *testing.T, name string) (url string, pid int) {
 func (p *Platform) Run(t *testing.T, command string, args ...string) string {
 	t.Helper()
 	args = slices.Concat([]string{command}, args, []string{"--state", p.State})
-	out, err := exec.CommandContext(t.Context(), filepath.Join(p.programs, "millrace"), args...).CombinedOutput() //nolint:gosec // it is what is tested
+	out, err := exec.CommandContext(t.Context(), filepath.Join(p.programs, "millrace"), args...).CombinedOutput()
 	if err != nil {
 		t.Fatalf("millrace %s: %v\n%s", strings.Join(args, " "), err, out)
 	}
@@ -158,7 +159,7 @@ func (p *Platform) Setting(t *testing.T, name string) string {
 // Get asks for a page, which must be there, and decodes its JSON, where answer is not nil.
 func Get(url string, answer any) error {
 	client := http.Client{Timeout: 10 * time.Second}
-	resp, err := client.Get(url) //nolint:noctx // bounded by the client
+	resp, err := client.Get(url) // bounded by the client
 	if err != nil {
 		return err
 	}
@@ -214,7 +215,7 @@ func FreePorts(t *testing.T, n int) int {
 
 func free(base, n int) bool {
 	for port := base; port < base+n; port++ {
-		l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port))) //nolint:noctx // it does not wait
+		l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
 		if err != nil {
 			return false
 		}
