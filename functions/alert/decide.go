@@ -1,7 +1,5 @@
 package main
 
-import "time"
-
 // open is an alert that is open.
 type open struct {
 	id       int64
@@ -50,14 +48,4 @@ func decide(c *change, now *open, before map[string]span, opened bool) (d decisi
 	d.raise = now == nil && c.events > 0 && c.opener != nil && !opened && (active || began)
 	d.resolve = (now != nil || d.raise) && !active
 	return d
-}
-
-// ends is the latest time at which members ended, for a change that resolves.
-func (c *change) ends() (t time.Time) {
-	for _, s := range c.members {
-		if s.ended.After(t) {
-			t = s.ended
-		}
-	}
-	return t
 }

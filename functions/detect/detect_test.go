@@ -71,7 +71,7 @@ func TestFromHistoryToAnomaly(t *testing.T) {
 	for batch := range slices.Chunk(list, 100) {
 		h.deliver(batch)
 	}
-	h.check(t, truth, cfg)
+	h.check(t, truth)
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for _, e := range h.told {
@@ -85,7 +85,7 @@ func TestFromHistoryToAnomaly(t *testing.T) {
 }
 
 // check compares what was told with the truth.
-func (h *harness) check(t *testing.T, truth []datacenter.Episode, cfg datacenter.Config) {
+func (h *harness) check(t *testing.T, truth []datacenter.Episode) {
 	t.Helper()
 	rows := h.anomalies()
 	wrong := 0
@@ -134,7 +134,7 @@ func TestAnomaliesSurviveKillsAndStorms(t *testing.T) {
 	for batch := range slices.Chunk(list, 300) {
 		calm.deliver(batch)
 	}
-	calm.check(t, truth, cfg)
+	calm.check(t, truth)
 
 	h := start(t)
 	h.trained(cfg)
@@ -166,8 +166,8 @@ func TestAnomaliesSurviveKillsAndStorms(t *testing.T) {
 			events[i] = batch[i].e
 		}
 		n++
-		switch {
-		case n%12 == 4: // in the middle of a batch
+		switch n % 12 {
+		case 4: // in the middle of a batch
 			go func(p interface{ Kill() error }) {
 				time.Sleep(time.Duration(rng.IntN(5)) * time.Millisecond) // when does not matter
 				_ = p.Kill()
@@ -175,7 +175,7 @@ func TestAnomaliesSurviveKillsAndStorms(t *testing.T) {
 			h.send(events)
 			h.kill()
 			h.run()
-		case n%12 == 8:
+		case 8:
 			h.redis.Kill()
 			if h.send(events) {
 				t.Fatal("a batch was taken without Redis")
@@ -184,7 +184,7 @@ func TestAnomaliesSurviveKillsAndStorms(t *testing.T) {
 		}
 		h.deliver(events)
 	}
-	h.check(t, truth, cfg)
+	h.check(t, truth)
 
 	// The same anomalies as in calm, but for where exactly they begin.
 	want, got := count(calm), count(h)

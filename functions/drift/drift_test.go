@@ -144,9 +144,9 @@ func servers(t testing.TB, db *warehouse.DB, sim *datacenter.Sim, from, to time.
 	}
 }
 
-func rowsOf(t testing.TB, db *warehouse.DB, sql string, args ...any) []string {
+func rowsOf(t testing.TB, db *warehouse.DB, sql string) []string {
 	t.Helper()
-	rows, err := db.Query(t.Context(), sql, args...)
+	rows, err := db.Query(t.Context(), sql)
 	if err != nil {
 		t.Fatal(err)
 	}

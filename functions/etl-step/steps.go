@@ -249,7 +249,7 @@ func (s *Steps) tick(ctx context.Context) error {
 	if err := s.Ready(ctx); err != nil {
 		return function.Unavailable(err, 2*time.Second)
 	}
-	if _, err := s.sweeper.sweep(ctx); err != nil {
+	if err := s.sweeper.sweep(ctx); err != nil {
 		return function.Unavailable(fmt.Errorf("sweeping: %w", err), 2*time.Second)
 	}
 	return nil

@@ -87,19 +87,19 @@ func newSweeper(s *Steps, c SweepConfig) (*sweeper, error) {
 	return &sweeper{Steps: s, config: c, sink: to, now: time.Now, page: sweepPage, open: sweepOpen}, nil
 }
 
-// sweep does one tick's share. It returns how many objects it asked for.
-func (s *sweeper) sweep(ctx context.Context) (asked int, err error) {
+// sweep does one tick's share.
+func (s *sweeper) sweep(ctx context.Context) error {
 	conn, err := s.db.Acquire(ctx)
 	if err != nil {
-		return 0, fmt.Errorf("connecting to the warehouse: %w", err)
+		return fmt.Errorf("connecting to the warehouse: %w", err)
 	}
 	defer conn.Release()
 	var mine bool
 	if err := conn.QueryRow(ctx, `SELECT pg_try_advisory_lock($1)`, int64(sweepLock)).Scan(&mine); err != nil {
-		return 0, fmt.Errorf("looking for other sweeps: %w", err)
+		return fmt.Errorf("looking for other sweeps: %w", err)
 	}
 	if !mine {
-		return 0, nil
+		return nil
 	}
 	defer func() {
 		if _, unlockErr := conn.Exec(context.WithoutCancel(ctx), `SELECT pg_advisory_unlock($1)`, int64(sweepLock)); unlockErr != nil {
@@ -107,39 +107,39 @@ func (s *sweeper) sweep(ctx context.Context) (asked int, err error) {
 		}
 	}()
 	if err := s.expire(ctx); err != nil {
-		return 0, err
+		return err
 	}
 	var open int
 	var after string
 	err = s.db.QueryRow(ctx, `SELECT (SELECT count(*) FROM etl.objects WHERE swept > 0 AND swept_at > now() - interval '10 minutes'),
 		coalesce((SELECT after FROM etl.sweeps WHERE bucket = $1 AND prefix = $2), '')`, s.config.Bucket, s.config.Prefix).Scan(&open, &after)
 	if err != nil {
-		return 0, fmt.Errorf("looking where the sweep is: %w", err)
+		return fmt.Errorf("looking where the sweep is: %w", err)
 	}
 	room := max(0, s.open-open)
 	stalled, err := s.stalled(ctx, room)
 	if err != nil {
-		return stalled, err
+		return err
 	}
 	room -= stalled
 	walked, end, err := s.compare(ctx, after, room, true)
 	if err != nil {
-		return stalled + walked, err
+		return err
 	}
-	asked = stalled + walked
+	asked := stalled + walked
 	if whole := after == "" && end; !whole {
 		hour := lake.HourTime(lake.Hour(s.now().Add(-s.config.Recent).UnixMilli()))
 		from := s.config.Prefix + hour.Format("year=2006/month=01/day=02/hour=15")
 		recent, _, err := s.compare(ctx, from, room-walked, false)
-		asked += recent
 		if err != nil {
-			return asked, err
+			return err
 		}
+		asked += recent
 	}
 	if asked > 0 {
 		slog.WarnContext(ctx, "the sweep found objects that no step has finished", "objects", asked)
 	}
-	return asked, nil
+	return nil
 }
 
 // compare looks at the objects behind a key, page by page, and asks for at most room

@@ -42,7 +42,6 @@ type harness struct {
 	redis  *redistest.Server
 	store  *online.Store
 	filler *filler
-	serial int
 
 	access function.Access
 	origin string // whose pages may use the API
@@ -104,7 +103,7 @@ func openWarehouse(t testing.TB) *warehouse.DB {
 // post sends JSON and gives the status and body of the answer.
 func (h *harness) post(path, body string) (int, string) {
 	h.t.Helper()
-	resp, err := http.Post(h.url+path, "application/json", strings.NewReader(body)) //nolint:noctx // the test's own server
+	resp, err := http.Post(h.url+path, "application/json", strings.NewReader(body))
 	if err != nil {
 		h.t.Fatal(err)
 	}
@@ -166,7 +165,7 @@ func (h *harness) send(list ...event.Event) (int, []event.Event) {
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	resp, err := http.Post(h.url, events.ContentTypeBatch, strings.NewReader(string(body))) //nolint:noctx // the test's own server
+	resp, err := http.Post(h.url, events.ContentTypeBatch, strings.NewReader(string(body)))
 	if err != nil {
 		h.t.Fatal(err)
 	}

@@ -53,8 +53,8 @@ func TestAgainstFastAPI(t *testing.T) {
 		var perCPU [2]float64
 		var saturating, closed float64 // requests a second, and FastAPI's p99 then in ms
 		for i, s := range []*process{theirs, ours} {
-			s.load(infer, 8, 0, duration/5) // warm
-			full := s.load(infer, 8, 0, duration)
+			s.load(infer, 0, duration/5) // warm
+			full := s.load(infer, 0, duration)
 			perCPU[i] = float64(full.requests*rows) / full.cpu.Seconds()
 			line = append(line, fmt.Sprintf("%s: %.0f requests/s, %.0f predictions/CPU-s, p50 %.2f ms, p99 %.2f ms",
 				s.name, full.rate(), perCPU[i], full.at(0.5), full.at(0.99)))
@@ -67,7 +67,7 @@ func TestAgainstFastAPI(t *testing.T) {
 		}
 		var p99 [2]float64
 		for i, s := range []*process{theirs, ours} {
-			same := s.load(infer, 8, saturating, duration)
+			same := s.load(infer, saturating, duration)
 			p99[i] = same.at(0.99)
 			line = append(line, fmt.Sprintf("%s, %.0f requests/s sent: p50 %.2f ms, p99 %.2f ms", s.name, saturating, same.at(0.5), same.at(0.99)))
 		}
@@ -120,8 +120,8 @@ func TestLookupLatency(t *testing.T) {
 			bodies[i] = "[" + strings.Join(items, ",") + "]"
 		}
 		at := request{path: "/predict", bodies: bodies}
-		s.load(at, 8, c.rate, time.Second) // warm
-		m := s.load(at, 8, c.rate, benchDuration(t))
+		s.load(at, c.rate, time.Second) // warm
+		m := s.load(at, c.rate, benchDuration(t))
 		if m.failed > 0 {
 			t.Errorf("%d requests failed", m.failed)
 		}

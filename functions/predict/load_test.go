@@ -32,13 +32,16 @@ func (m *measured) at(q float64) float64 {
 	return float64(m.latencies[int(q*float64(len(m.latencies)-1))].Microseconds()) / 1000
 }
 
-// load sends requests over some connections for a while: as fast as they are answered,
+// connections are those of a load.
+const connections = 8
+
+// load sends requests over its connections for a while: as fast as they are answered,
 // or at a rate. At a rate, latency counts from when a request was due, so that a
 // server that falls behind cannot hide it.
 //
 // Both sides share this machine's cores, so the sender is as light as it can be:
 // requests are made before, and answers are read no further than to their end.
-func (p *process) load(what request, connections int, rate float64, duration time.Duration) measured {
+func (p *process) load(what request, rate float64, duration time.Duration) measured {
 	messages := make([][]byte, len(what.bodies))
 	for i, body := range what.bodies {
 		messages[i] = fmt.Appendf(nil, "POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s",

@@ -267,14 +267,14 @@ func TestSeries_aggregatesAreOfAllHours(t *testing.T) {
 				FROM public.application_metrics GROUP BY 1, 2 ORDER BY 1, 2`,
 		} {
 			// Sums of floating-point numbers depend on their order.
-			var close, rows int
+			var alike, rows int
 			row := query(t, db, `SELECT count(*), count(*) FILTER (WHERE NOT EXISTS (
 					SELECT FROM jsonb_each(to_jsonb(w)) a JOIN jsonb_each(to_jsonb(g)) b USING (key)
 					WHERE CASE jsonb_typeof(a.value) WHEN 'number' THEN abs(a.value::float8 - b.value::float8) > 1e-9 * abs(a.value::float8) ELSE a.value <> b.value END))
 				FROM (`+sql+`) w FULL JOIN public.`+aggregate+` g ON w.hour = g.hour AND to_jsonb(w) -> $1 = to_jsonb(g) -> $1`,
 				map[bool]string{true: "server_id", false: "service_name"}[aggregate == "server_metrics_hourly"])[0]
-			if _, err := fmt.Sscan(row[0]+" "+row[1], &rows, &close); err != nil || rows == 0 || close != rows {
-				t.Errorf("%s: %d of %d rows are what the readings say (%v)", aggregate, close, rows, err)
+			if _, err := fmt.Sscan(row[0]+" "+row[1], &rows, &alike); err != nil || rows == 0 || alike != rows {
+				t.Errorf("%s: %d of %d rows are what the readings say (%v)", aggregate, alike, rows, err)
 			}
 		}
 		if left := query(t, db, "SELECT count(*) FROM timeseries.touched")[0][0]; left != "0" {
@@ -413,10 +413,10 @@ func TestPredictions_firstStays(t *testing.T) {
 }
 
 // own are the contracts that ship and one more.
-func own(t testing.TB, name, text string) *contract.Set {
+func own(t testing.TB, odd string) *contract.Set {
 	t.Helper()
 	dir := t.TempDir()
-	if err := os.WriteFile(filepath.Join(dir, name+".yaml"), []byte(text), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, "odd.yaml"), []byte(odd), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	set, err := contract.Open(dir)
@@ -455,7 +455,7 @@ fields:
 // are stored, or it is said why not.
 func TestContracts_anyTableIsMadeAndWidened(t *testing.T) {
 	db, _ := open(t)
-	set := own(t, "odd", oddContract)
+	set := own(t, oddContract)
 	record := `{"who":7,"when \"it\" was":"` + lately().Format(time.RFC3339) + `","Robert'); DROP TABLE x; --":1.5,"select":null,"on":true}`
 	s := startWith(t, db, set)
 	accept(t, s, verdict(t, set, "odd", record))
@@ -466,7 +466,7 @@ func TestContracts_anyTableIsMadeAndWidened(t *testing.T) {
 	}
 	// Another field, and one that is gone.
 	wider := strings.Replace(oddContract, "  - {name: select, type: string, nullable: true}\n", "  - {name: more, type: int64, optional: true}\n", 1)
-	set = own(t, "odd", wider)
+	set = own(t, wider)
 	s = startWith(t, db, set)
 	accept(t, s, verdict(t, set, "odd", strings.Replace(strings.Replace(record, `"who":7`, `"who":8`, 1), `"select":null`, `"more":3`, 1)))
 	want = append(want, []string{"8", want[0][1], "1.5", "NULL", "true"})
@@ -483,7 +483,7 @@ func TestContracts_anyTableIsMadeAndWidened(t *testing.T) {
 		{"table: odd_readings", "table: anomalies", "contract odd cannot be stored in table anomalies: the table is that of other events"},
 		{"table: odd_readings", "table: server_metrics_hourly", "contract odd cannot be stored in table server_metrics_hourly: a table of this name is there that was not made for a contract"},
 	} {
-		set = own(t, "odd", strings.Replace(oddContract, c.from, c.to, 1))
+		set = own(t, strings.Replace(oddContract, c.from, c.to, 1))
 		s = startWith(t, db, set)
 		odd := verdict(t, set, "odd", strings.Replace(record, `"select":null`, `"select":`+map[bool]string{true: "2", false: "null"}[strings.Contains(c.to, "double")], 1))
 		results := s.Handle(t.Context(), []event.Event{odd, readings(t, set, lately(), time.Minute, 1)[0]})
@@ -495,7 +495,7 @@ func TestContracts_anyTableIsMadeAndWidened(t *testing.T) {
 		t.Fatal(err)
 	}
 	db.Reset() // its connections know the column that was
-	set = own(t, "odd", strings.Replace(oddContract, "{name: select, type: string, nullable: true}", "{name: select, type: double, nullable: true}", 1))
+	set = own(t, strings.Replace(oddContract, "{name: select, type: string, nullable: true}", "{name: select, type: double, nullable: true}", 1))
 	s = startWith(t, db, set)
 	accept(t, s, verdict(t, set, "odd", strings.Replace(record, `"select":null`, `"select":2`, 1)))
 }
@@ -504,7 +504,7 @@ func TestContracts_anyTableIsMadeAndWidened(t *testing.T) {
 // for others.
 func TestContracts_withoutATableAreLeftAlone(t *testing.T) {
 	db, _ := open(t)
-	set := own(t, "odd", strings.NewReplacer("table: odd_readings\n", "", "com.example.odd.ok.v1", "dev.millrace.metric.validated.v1").Replace(oddContract))
+	set := own(t, strings.NewReplacer("table: odd_readings\n", "", "com.example.odd.ok.v1", "dev.millrace.metric.validated.v1").Replace(oddContract))
 	s := startWith(t, db, set)
 	accept(t, s, verdict(t, set, "odd", `{"who":7,"when \"it\" was":"2026-01-01T00:00:00Z","select":null,"on":true}`))
 }

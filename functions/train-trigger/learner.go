@@ -209,7 +209,7 @@ func (l *learner) look(ctx context.Context, name string, by cause) error {
 				return err
 			}
 		}
-		_, err = l.request(ctx, tx, name, what, why, by, more)
+		err = l.request(ctx, tx, name, what, why, by, more)
 		return err
 	})
 }
@@ -260,14 +260,13 @@ func countRows(ctx context.Context, tx pgx.Tx, query string, since time.Time) (i
 }
 
 // request asks for a run: a row of the run and the decision, whose event is sent later.
-// A cause that has been followed gives no second run; made is false then. The model has
-// no run that is open.
-func (l *learner) request(ctx context.Context, tx pgx.Tx, name, what, why string, by cause, more map[string]any) (made bool, err error) {
+// A cause that has been followed gives no second run. The model has no run that is open.
+func (l *learner) request(ctx context.Context, tx pgx.Tx, name, what, why string, by cause, more map[string]any) error {
 	if was, err := l.followed(ctx, tx, name, "train", by); err != nil || was {
 		if err == nil {
 			_, err = tx.Exec(ctx, `UPDATE learning.models SET wanted_for = NULL WHERE model = $1 AND wanted_source = $2 AND wanted_id = $3`, name, by.source, by.id)
 		}
-		return false, err
+		return err
 	}
 	p, now := l.policies[name], l.now().UTC()
 	data := map[string]any{"model": name, "reason": what + ": " + why}
@@ -278,15 +277,15 @@ func (l *learner) request(ctx context.Context, tx pgx.Tx, name, what, why string
 	maps.Copy(data, more)
 	id := events.ReplyID(by.source, by.id, l.function+" train "+name)
 	var run int64
-	err = tx.QueryRow(ctx, `INSERT INTO learning.runs (model, asked_for, asked_by_source, asked_by_id, request_id, requested_at, deadline) VALUES ($1, $2, $3, $4, $5, $6, $7) RETURNING run_id`,
+	err := tx.QueryRow(ctx, `INSERT INTO learning.runs (model, asked_for, asked_by_source, asked_by_id, request_id, requested_at, deadline) VALUES ($1, $2, $3, $4, $5, $6, $7) RETURNING run_id`,
 		name, what, by.source, by.id, id, now, now.Add(p.Deadline)).Scan(&run)
 	if err != nil {
-		return false, fmt.Errorf("noting a run: %w", err)
+		return fmt.Errorf("noting a run: %w", err)
 	}
 	if _, err := tx.Exec(ctx, `UPDATE learning.models SET wanted_for = NULL, wanted_source = NULL, wanted_id = NULL, wanted_at = NULL, wanted_since = NULL WHERE model = $1`, name); err != nil {
-		return false, fmt.Errorf("noting a run: %w", err)
+		return fmt.Errorf("noting a run: %w", err)
 	}
-	return true, l.decide(ctx, tx, decision{
+	return l.decide(ctx, tx, decision{
 		Model: name, Decision: "train", Run: &run, Reason: what + ": " + why, cause: by,
 		typ: events.TrainingRequested, id: id, at: now, data: data,
 	})

@@ -133,7 +133,7 @@ func (l *learner) demand(ctx context.Context, name, why string, more map[string]
 		if _, err := l.answers(ctx, name); err != nil {
 			return err
 		}
-		if _, err := l.request(ctx, tx, name, forDemand, why, by, more); err != nil {
+		if err := l.request(ctx, tx, name, forDemand, why, by, more); err != nil {
 			return err
 		}
 		return scan(`asked_by_source = $2 AND asked_by_id = $3`, by.source, by.id)

@@ -27,10 +27,10 @@ fields:
   - {name: note, type: string, optional: true, nullable: true}
 `
 
-func openOwn(t *testing.T, name, text string) (*Set, error) {
+func openOwn(t *testing.T, thing string) (*Set, error) {
 	t.Helper()
 	dir := t.TempDir()
-	if err := os.WriteFile(filepath.Join(dir, name+".yaml"), []byte(text), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, "thing.yaml"), []byte(thing), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	return Open(dir)
@@ -38,7 +38,7 @@ func openOwn(t *testing.T, name, text string) (*Set, error) {
 
 // What a verdict was given for is what is read from it.
 func TestReader_readsWhatWasChecked(t *testing.T) {
-	set, err := openOwn(t, "thing", thing)
+	set, err := openOwn(t, thing)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -71,7 +71,7 @@ func TestReader_readsWhatWasChecked(t *testing.T) {
 }
 
 func TestReader_saysWhatDoesNotFit(t *testing.T) {
-	set, err := openOwn(t, "thing", thing)
+	set, err := openOwn(t, thing)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -114,12 +114,12 @@ func TestLoad_tablesThatCannotBe(t *testing.T) {
 		{"key: id", "key: id\nentity: x", "entity x is a double: an entity is a string or an int64"},
 		{"key: id", "key: id\nentity: who", "entity: there is no field who"},
 	} {
-		_, err := openOwn(t, "thing", strings.Replace(thing, test.from, test.to, 1))
+		_, err := openOwn(t, strings.Replace(thing, test.from, test.to, 1))
 		if err == nil || !strings.Contains(err.Error(), test.want) {
 			t.Errorf("%s: %v, want %s", test.to, err, test.want)
 		}
 	}
-	set, err := openOwn(t, "thing", thing)
+	set, err := openOwn(t, thing)
 	if err != nil {
 		t.Fatal(err)
 	}

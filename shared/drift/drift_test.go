@@ -10,10 +10,10 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-func normal(r *rand.Rand, n int, mean, deviation float64) []float64 {
+func normal(r *rand.Rand, n int, mean float64) []float64 {
 	out := make([]float64, n)
 	for i := range out {
-		out[i] = mean + deviation*r.NormFloat64()
+		out[i] = mean + r.NormFloat64()
 	}
 	return out
 }
@@ -62,7 +62,7 @@ func TestStatistics_haveTheirProperties(t *testing.T) {
 		}
 		x, y, z := draw(), draw(), draw()
 		a, b, c := sorted(x), sorted(y), sorted(z)
-		close := func(u, v float64) bool { return math.Abs(u-v) <= 1e-9*max(1, math.Abs(u)) }
+		alike := func(u, v float64) bool { return math.Abs(u-v) <= 1e-9*max(1, math.Abs(u)) }
 		d, p := KolmogorovSmirnov(a, b)
 		e, q := KolmogorovSmirnov(b, a)
 		w := Wasserstein(a, b)
@@ -78,17 +78,17 @@ func TestStatistics_haveTheirProperties(t *testing.T) {
 		u, v := binned(a, b)
 		js := JensenShannon(u, v)
 		for name, ok := range map[string]bool{
-			"ks is symmetric":                  close(d, e) && close(p, q),
+			"ks is symmetric":                  alike(d, e) && alike(p, q),
 			"ks is a share":                    d >= 0 && d <= 1 && p >= 0 && p <= 1,
 			"ks of itself is 0":                first(KolmogorovSmirnov(a, a)) == 0,
-			"ks ignores the unit":              close(d, md) && close(p, mp),
-			"wasserstein is symmetric":         close(w, Wasserstein(b, a)),
+			"ks ignores the unit":              alike(d, md) && alike(p, mp),
+			"wasserstein is symmetric":         alike(w, Wasserstein(b, a)),
 			"wasserstein of itself is 0":       Wasserstein(a, a) == 0,
 			"wasserstein obeys the triangle":   Wasserstein(a, c) <= w+Wasserstein(b, c)+1e-9,
 			"wasserstein has the values' unit": math.Abs(Wasserstein(moved(x), moved(y))-w*scale) < 1e-6*max(1, w*scale),
 			"wasserstein of a shift is it":     math.Abs(Wasserstein(a, moved1(x, shift))-math.Abs(shift)) < 1e-9*max(1, math.Abs(shift)),
 			"jensen-shannon is within 0 and 1": js >= 0 && js <= 1+1e-12,
-			"jensen-shannon is symmetric":      close(js, JensenShannon(v, u)),
+			"jensen-shannon is symmetric":      alike(js, JensenShannon(v, u)),
 			"jensen-shannon of itself is 0":    JensenShannon(u, u) == 0,
 			"psi is not negative":              PSI(shares(u), shares(v)) >= 0,
 			"bins hold all":                    sum(u) == float64(len(a)) && sum(v) == float64(len(b)),
@@ -128,7 +128,7 @@ func TestTests_areWrongAsOftenAsTheySay(t *testing.T) {
 	const rounds = 2000
 	wrong := map[Method]int{}
 	for range rounds {
-		reference, current := normal(r, 400, 0, 1), normal(r, 300, 0, 1)
+		reference, current := normal(r, 400, 0), normal(r, 300, 0)
 		if _, p := KolmogorovSmirnov(sorted(reference), sorted(current)); p < 0.05 {
 			wrong[KS]++
 		}
@@ -177,11 +177,11 @@ func TestMeasure_choosesAsEvidently(t *testing.T) {
 		method  Method
 		drifted bool
 	}{
-		"numbers, small":               {samples(normal(r, 1000, 0, 1), normal(r, 500, 0, 1)), KS, false},
-		"numbers, small, moved":        {samples(normal(r, 1000, 0, 1), normal(r, 500, 1, 1)), KS, true},
-		"numbers, large":               {samples(normal(r, 1001, 0, 1), normal(r, 2000, 0, 1)), WassersteinN, false},
-		"numbers, large, moved":        {samples(normal(r, 1001, 0, 1), normal(r, 2000, 0.3, 1)), WassersteinN, true},
-		"sample of many":               {&Column{Reference: sorted(normal(r, 500, 0, 1)), Current: sorted(normal(r, 500, 0, 1)), ReferenceRows: 9000}, WassersteinN, false},
+		"numbers, small":               {samples(normal(r, 1000, 0), normal(r, 500, 0)), KS, false},
+		"numbers, small, moved":        {samples(normal(r, 1000, 0), normal(r, 500, 1)), KS, true},
+		"numbers, large":               {samples(normal(r, 1001, 0), normal(r, 2000, 0)), WassersteinN, false},
+		"numbers, large, moved":        {samples(normal(r, 1001, 0), normal(r, 2000, 0.3)), WassersteinN, true},
+		"sample of many":               {&Column{Reference: sorted(normal(r, 500, 0)), Current: sorted(normal(r, 500, 0)), ReferenceRows: 9000}, WassersteinN, false},
 		"few numbers, small":           {samples(whole(900, 4), whole(900, 4)), Chi, false},
 		"few numbers, large":           {samples(whole(5000, 4), whole(5000, 4)), JS, false},
 		"two numbers, small":           {samples(whole(900, 2), whole(900, 2)), Z, false},
@@ -193,7 +193,7 @@ func TestMeasure_choosesAsEvidently(t *testing.T) {
 		"a category that is new":       {&Column{Category: true, ReferenceCounts: []float64{300, 0}, CurrentCounts: []float64{30, 20}}, Z, true},
 		"two categories":               {&Column{Category: true, ReferenceCounts: []float64{300, 200}, CurrentCounts: []float64{30, 20}}, Z, false},
 		"bins of numbers":              {&Column{ReferenceCounts: []float64{3000, 3000}, CurrentCounts: []float64{310, 300}}, JS, false},
-		"nothing came":                 {samples(normal(r, 100, 0, 1), nil), "", false},
+		"nothing came":                 {samples(normal(r, 100, 0), nil), "", false},
 		"no rows in counted reference": {&Column{Category: true, ReferenceCounts: []float64{0, 0}, CurrentCounts: []float64{1, 1}}, "", false},
 	} {
 		got := Measure(c.column, Limits{})
@@ -201,7 +201,7 @@ func TestMeasure_choosesAsEvidently(t *testing.T) {
 			t.Errorf("%s: %s, drifted %t (%v against %v), want %s, %t", name, got.Method, got.Drifted, got.Score, got.Limit, c.method, c.drifted)
 		}
 	}
-	chosen := Measure(samples(normal(r, 2000, 0, 1), normal(r, 2000, 0.3, 1)), Limits{Method: PSIMethod, Distance: 0.9})
+	chosen := Measure(samples(normal(r, 2000, 0), normal(r, 2000, 0.3)), Limits{Method: PSIMethod, Distance: 0.9})
 	if chosen.Method != PSIMethod || chosen.Limit != 0.9 || chosen.Drifted {
 		t.Errorf("with another method: %+v", chosen)
 	}
@@ -299,7 +299,7 @@ func TestEstimate_isWhatLabelsSayOfCalibratedScores(t *testing.T) {
 // A million values against as many.
 func BenchmarkMillion(b *testing.B) {
 	r := rand.New(rand.NewPCG(4, 4))
-	x, y := normal(r, 1_000_000, 0, 1), normal(r, 1_000_000, 0.01, 1)
+	x, y := normal(r, 1_000_000, 0), normal(r, 1_000_000, 0.01)
 	s, u := sorted(x), sorted(y)
 	for _, c := range []struct {
 		name string

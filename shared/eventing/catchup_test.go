@@ -29,7 +29,7 @@ func TestCatchUp_fetchesLittleTwice(t *testing.T) {
 			<-release
 			return 202, nil
 		})
-		manifests = append(manifests, triggerFor("t"+strconv.Itoa(i), "ordered", "type", subscribers[i].url))
+		manifests = append(manifests, triggerFor("t"+strconv.Itoa(i), "type", subscribers[i].url))
 	}
 	var hook fetched
 	e := startEngine(t, cluster, graphOf(manifests...), func(c *Config) {

@@ -57,18 +57,18 @@ func (e *running) level(t *testing.T, partitions int32) {
 	}
 }
 
-// trigger is a manifest of one for events of the type.
-func triggerFor(name, order, typ, url string) string {
+// triggerFor is a manifest of an ordered one for events of the type.
+func triggerFor(name, typ, url string) string {
 	return fmt.Sprintf(`---
 apiVersion: eventing.knative.dev/v1
 kind: Trigger
-metadata: {name: %s, namespace: m, annotations: {kafka.eventing.knative.dev/delivery.order: %s}}
+metadata: {name: %s, namespace: m, annotations: {kafka.eventing.knative.dev/delivery.order: ordered}}
 spec:
   broker: default
   filters: [{exact: {type: %s}}]
   subscriber: {uri: %q}
   delivery: {retry: 100, backoffPolicy: linear, backoffDelay: PT0.001S}
-`, name, order, typ, url)
+`, name, typ, url)
 }
 
 func graphOf(triggers ...string) string {
@@ -83,7 +83,7 @@ func TestReader_stuckTriggerHoldsUpNobody(t *testing.T) {
 	stuck := newSubscriber(t, func([]events.Message) (int, []events.Message) { <-hold; return 202, nil })
 	quick := newSubscriber(t, nil)
 	const limit, n, partitions = 8 << 10, 500, 2
-	e := startEngine(t, newCluster(t), graphOf(triggerFor("stuck", "ordered", "test", stuck.url), triggerFor("quick", "ordered", "test", quick.url)),
+	e := startEngine(t, newCluster(t), graphOf(triggerFor("stuck", "test", stuck.url), triggerFor("quick", "test", quick.url)),
 		func(c *Config) { c.Partitions, c.BufferBytes, c.BatchEvents = partitions, limit, 50 })
 	e.sendMany(t, 0, n, 10)
 	quick.wait(t, n)
@@ -124,7 +124,7 @@ func TestReader_lagCountsWhatTheTriggerHasToDo(t *testing.T) {
 	})
 	quick := newSubscriber(t, nil)
 	const n = 500
-	e := startEngine(t, newCluster(t), graphOf(triggerFor("slow", "ordered", "rare", slow.url), triggerFor("quick", "ordered", "test", quick.url)),
+	e := startEngine(t, newCluster(t), graphOf(triggerFor("slow", "rare", slow.url), triggerFor("quick", "test", quick.url)),
 		func(c *Config) { c.Partitions = 1 })
 	if err := e.send(t.Context(), message("rare", "rare", "/s", "{}")); err != nil {
 		t.Fatal(err)
@@ -179,7 +179,7 @@ func TestReader_detachesAndAttaches(t *testing.T) {
 					time.Sleep(time.Duration(delays[i].Load()))
 					return 202, nil
 				})
-				manifests = append(manifests, triggerFor("t"+strconv.Itoa(i), "ordered", "type"+strconv.Itoa(i%types), subscribers[i].url))
+				manifests = append(manifests, triggerFor("t"+strconv.Itoa(i), "type"+strconv.Itoa(i%types), subscribers[i].url))
 			}
 			e := startEngine(t, cluster, graphOf(manifests...), func(c *Config) {
 				c.Partitions, c.BufferBytes, c.BatchEvents = partitions, 4<<10, 1+random.IntN(20)
@@ -294,7 +294,7 @@ func TestReader_goesOnFromEachTriggersOffset(t *testing.T) {
 			t.Fatal(err)
 		}
 		subscribers = append(subscribers, newSubscriber(t, nil))
-		manifests = append(manifests, triggerFor("t"+strconv.Itoa(i), "ordered", "test", subscribers[i].url))
+		manifests = append(manifests, triggerFor("t"+strconv.Itoa(i), "test", subscribers[i].url))
 	}
 	e := startEngine(t, cluster, graphOf(manifests...), func(c *Config) { c.Partitions = 1 })
 	if err := e.send(t.Context(), message(strconv.Itoa(n), "test", "/s", "")); err != nil {
@@ -322,7 +322,7 @@ func TestReader_goesOnFromEachTriggersOffset(t *testing.T) {
 func TestReader_commits(t *testing.T) {
 	cluster := newCluster(t)
 	s := newSubscriber(t, nil)
-	e := startEngine(t, cluster, graphOf(triggerFor("t0", "ordered", "test", s.url), triggerFor("t1", "ordered", "other", s.url)), nil)
+	e := startEngine(t, cluster, graphOf(triggerFor("t0", "test", s.url), triggerFor("t1", "other", s.url)), nil)
 	admin := kadm.NewClient(newClient(t, cluster))
 	committed := func() error {
 		ends, err := admin.ListEndOffsets(t.Context(), "knative-broker-m-default")
@@ -397,7 +397,7 @@ func TestReader_waitsForGroupsToBeLeft(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := newSubscriber(t, nil)
-	g, err := Load(write(t, graphOf(triggerFor("t0", "ordered", "test", s.url))))
+	g, err := Load(write(t, graphOf(triggerFor("t0", "test", s.url))))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -497,7 +497,7 @@ func TestQueued_own(t *testing.T) {
 func TestReader_morePartitions(t *testing.T) {
 	cluster := newCluster(t)
 	s := newSubscriber(t, nil)
-	e := startEngine(t, cluster, graphOf(triggerFor("t0", "ordered", "test", s.url)), func(c *Config) {
+	e := startEngine(t, cluster, graphOf(triggerFor("t0", "test", s.url)), func(c *Config) {
 		c.Partitions = 1
 		c.KafkaOptions = append(c.KafkaOptions, kgo.MetadataMaxAge(50*time.Millisecond))
 	})

@@ -12,7 +12,6 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -146,10 +145,8 @@ func TestIdempotentRecordsAreThereExactlyOnceAfterKills(t *testing.T) {
 // holdingProxy stands between clients and a broker. Told to hold, it lets requests
 // pass and keeps the answers.
 type holdingProxy struct {
-	addr   string
-	hold   atomic.Bool
-	mu     sync.Mutex
-	opened []net.Conn
+	addr string
+	hold atomic.Bool
 }
 
 func startProxy(t *testing.T, broker string) *holdingProxy {
@@ -263,9 +260,10 @@ type answer struct {
 	Offset int64
 }
 
-// produceRaw sends batches, one to each partition, in one request.
-func produceRaw(t *testing.T, cl *kgo.Client, topic string, batches ...[]byte) []answer {
+// produceRaw sends batches, one to each partition of a-b.c, in one request.
+func produceRaw(t *testing.T, cl *kgo.Client, batches ...[]byte) []answer {
 	t.Helper()
+	const topic = "a-b.c"
 	req := kmsg.NewProduceRequest()
 	req.Acks, req.TimeoutMillis = -1, 10_000
 	rt := kmsg.NewProduceRequestTopic()
@@ -310,12 +308,12 @@ func TestProducersAreKnownAfterAKill(t *testing.T) {
 	createTopic(t, cl, "a-b.c", 2)
 	id := newProducerID(t, cl)
 	for i := range int32(7) {
-		produceRaw(t, cl, "a-b.c", testBatch(id, 0, 2*i, "x", "y"))
+		produceRaw(t, cl, testBatch(id, 0, 2*i, "x", "y"))
 	}
 	// A producer that the broker gave no id, in a later epoch.
 	const other = 42
-	produceRaw(t, cl, "a-b.c", testBatch(other, 0, 0, "old"))
-	produceRaw(t, cl, "a-b.c", testBatch(other, 3, 0, "new"))
+	produceRaw(t, cl, testBatch(other, 0, 0, "old"))
+	produceRaw(t, cl, testBatch(other, 3, 0, "new"))
 
 	b.kill()
 	// What a kill may leave: the beginning of a batch, and of an entry.
@@ -325,12 +323,12 @@ func TestProducersAreKnownAfterAKill(t *testing.T) {
 
 	got := map[string][]answer{
 		// One request with a batch that is there and one that is not.
-		"the last batch, and a new one elsewhere": produceRaw(t, cl, "a-b.c", testBatch(id, 0, 12, "x", "y"), testBatch(id, 0, 0, "z")),
-		"the fifth last batch":                    produceRaw(t, cl, "a-b.c", testBatch(id, 0, 4, "x", "y")),
-		"the torn batch":                          produceRaw(t, cl, "a-b.c", testBatch(id, 0, 14, "torn", "off")),
-		"a batch after a gap":                     produceRaw(t, cl, "a-b.c", testBatch(id, 0, 99, "x")),
-		"the later epoch's batch":                 produceRaw(t, cl, "a-b.c", testBatch(other, 3, 0, "new")),
-		"a batch of the earlier epoch":            produceRaw(t, cl, "a-b.c", testBatch(other, 0, 0, "old")),
+		"the last batch, and a new one elsewhere": produceRaw(t, cl, testBatch(id, 0, 12, "x", "y"), testBatch(id, 0, 0, "z")),
+		"the fifth last batch":                    produceRaw(t, cl, testBatch(id, 0, 4, "x", "y")),
+		"the torn batch":                          produceRaw(t, cl, testBatch(id, 0, 14, "torn", "off")),
+		"a batch after a gap":                     produceRaw(t, cl, testBatch(id, 0, 99, "x")),
+		"the later epoch's batch":                 produceRaw(t, cl, testBatch(other, 3, 0, "new")),
+		"a batch of the earlier epoch":            produceRaw(t, cl, testBatch(other, 0, 0, "old")),
 	}
 	want := map[string][]answer{
 		"the last batch, and a new one elsewhere": {{nil, 12}, {nil, 0}},
@@ -348,12 +346,12 @@ func TestProducersAreKnownAfterAKill(t *testing.T) {
 	// Ids that were given out after the torn entry are known at the next start,
 	// and what was accepted since counts.
 	later := newProducerID(t, cl)
-	produceRaw(t, cl, "a-b.c", testBatch(later, 0, 0, "later"))
+	produceRaw(t, cl, testBatch(later, 0, 0, "later"))
 	b.kill()
 	b.start()
 	again := [][]answer{
-		produceRaw(t, cl, "a-b.c", testBatch(later, 0, 0, "later"), testBatch(id, 0, 0, "z")),
-		produceRaw(t, cl, "a-b.c", testBatch(id, 0, 14, "torn", "off")),
+		produceRaw(t, cl, testBatch(later, 0, 0, "later"), testBatch(id, 0, 0, "z")),
+		produceRaw(t, cl, testBatch(id, 0, 14, "torn", "off")),
 	}
 	if diff := gocmp.Diff([][]answer{{{nil, 18}, {nil, 0}}, {{nil, 16}}}, again, sameError); diff != "" {
 		t.Errorf("answers after the second kill (-want +got):\n%s", diff)
