@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/millrace-dev/millrace/shared/contract"
@@ -81,7 +82,10 @@ func NewPlan(c *contract.Contract, forest *Forest) (*Plan, error) {
 	for i, ch := range p.Channels {
 		p.hashes[i] = hashOf(ch.Type)
 	}
-	return p, p.bind(c)
+	if err := p.bind(c); err != nil {
+		return nil, err
+	}
+	return p, nil
 }
 
 func set[T comparable](to *T, v T) {
@@ -130,7 +134,7 @@ func (p *Plan) Fill(r *Reading, values []contract.Value) error {
 		return fmt.Errorf("the record has no entity or no time")
 	}
 	if b.types[b.entity] == contract.Int64 {
-		r.Entity = fmt.Sprint(e.Int)
+		r.Entity = strconv.FormatInt(e.Int, 10)
 	} else {
 		r.Entity = string(e.Text)
 	}

@@ -263,6 +263,7 @@ func TestRunAsProcess(t *testing.T) {
 	if err != nil || r.StatusCode != 202 {
 		t.Fatalf("%v %v", r, err)
 	}
+	_ = r.Body.Close()
 	metrics := text(t, get(t, http.DefaultClient, url+"/metrics"))
 	for _, want := range []string{
 		`function_events_total{outcome="accepted",type="in"} 1`,
@@ -283,8 +284,11 @@ func TestRunAsProcess(t *testing.T) {
 	answer := make(chan error, 1)
 	go func() {
 		r, err := post(t, http.DefaultClient, url, message("slow"))
-		if err == nil && r.StatusCode != 202 {
-			err = errors.New(r.Status)
+		if err == nil {
+			_ = r.Body.Close()
+			if r.StatusCode != 202 {
+				err = errors.New(r.Status)
+			}
 		}
 		answer <- err
 	}()
