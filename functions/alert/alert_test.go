@@ -381,7 +381,7 @@ func TestDelivery_ofAKilledProcessIsTakenOver(t *testing.T) {
 		t.Fatalf("claimed %d, %v", n, err)
 	}
 	// The former owner comes back too late to say anything.
-	if err := a.settle(t.Context(), s, &list[0], "killed", &sinkFailure{err: fmt.Errorf("x")}); err != nil {
+	if err := a.settle(t.Context(), s, &list[0], "killed", &sinkError{err: fmt.Errorf("x")}); err != nil {
 		t.Fatal(err)
 	}
 	if got := rowsOf(t, db, `SELECT sent_at IS NOT NULL, failed_at IS NULL, attempts FROM alerts.deliveries WHERE sink = 'webhook'`); got[0] != "true true 2" {
@@ -500,13 +500,12 @@ func TestOrder_doesNotMatterInTheEnd(t *testing.T) {
 				id := fmt.Sprint(seed, "-", m, "-", i)
 				at += 1 + r.IntN(50)
 				list = append(list, anomalyEvent(id, entity, fmt.Sprint("m", m), "high", at))
-				if ends := r.IntN(3) > 0; ends {
-					at += 1 + r.IntN(50)
-					list = append(list, overEvent(id+"e", entity, fmt.Sprint("m", m), at))
-				} else {
+				if ends := r.IntN(3) > 0; !ends {
 					active = true
 					break
 				}
+				at += 1 + r.IntN(50)
+				list = append(list, overEvent(id+"e", entity, fmt.Sprint("m", m), at))
 			}
 		}
 		a := start(t, db, nil)

@@ -125,11 +125,11 @@ func (a *alerter) deliver(ctx context.Context, client *http.Client, s *sink) (in
 		if err := a.settle(ctx, s, d, lease, sent); err != nil {
 			return len(list), err
 		}
-		var f *sinkFailure
+		var f *sinkError
 		if errors.As(sent, &f) && f.again {
 			// What would fail alike is left for later.
 			end, cancel := context.WithTimeout(context.WithoutCancel(ctx), sinkTimeout)
-			defer cancel()
+			defer cancel() //nolint:revive // the loop ends here
 			if _, err := a.db.Exec(end, `UPDATE alerts.deliveries SET leased_until = NULL, lease = NULL, attempts = attempts - 1, due_at = now() + $2::interval
 				WHERE lease = $1 AND sent_at IS NULL AND failed_at IS NULL`, lease, f.after(1)); err != nil {
 				return len(list), fmt.Errorf("releasing deliveries: %w", err)
@@ -169,7 +169,7 @@ func (a *alerter) claim(ctx context.Context, s *sink, lease string) ([]delivery,
 func (a *alerter) settle(ctx context.Context, s *sink, d *delivery, lease string, sent error) error {
 	outcome, sql, args := "sent", `sent_at = now(), error = NULL`, []any{d.ID, lease}
 	if sent != nil {
-		var f *sinkFailure
+		var f *sinkError
 		if !errors.As(sent, &f) {
 			return sent
 		}
@@ -191,24 +191,25 @@ func (a *alerter) settle(ctx context.Context, s *sink, d *delivery, lease string
 	return nil
 }
 
-// sinkFailure is an answer that a sink should not have given, or none.
-type sinkFailure struct {
+// sinkError is an answer that a sink should not have given, or none.
+type sinkError struct {
 	again bool
 	wait  time.Duration // that the sink asked for
 	err   error
 }
 
-func (f *sinkFailure) Error() string { return f.err.Error() }
-func (f *sinkFailure) Unwrap() error { return f.err }
+func (f *sinkError) Error() string { return f.err.Error() }
+func (f *sinkError) Unwrap() error { return f.err }
 
 // after is when to try again.
-func (f *sinkFailure) after(attempts int) time.Duration {
+func (f *sinkError) after(attempts int) time.Duration {
 	return max(f.wait, min(maxBackoff, firstBackoff<<min(attempts-1, 20)))
 }
 
-// send tells a sink. The error is a *sinkFailure.
+// send tells a sink. The error is a *sinkError.
 func send(ctx context.Context, client *http.Client, s *sink, d *delivery) error {
-	at, body := s.url, any(nil)
+	at := s.url
+	var body any
 	switch s.Kind {
 	case kindLog:
 		r := &d.Alert
@@ -216,6 +217,7 @@ func send(ctx context.Context, client *http.Client, s *sink, d *delivery) error 
 		if d.Occasion == "resolved" {
 			level = slog.LevelInfo
 		}
+		//nolint:sloglint // there are few occasions
 		slog.Log(ctx, level, "alert "+string(d.Occasion), "alert", r.ID, "rule", r.Rule, "group", r.Group, "severity", string(r.Severity), "summary", r.Summary, "events", r.Events)
 		return nil
 	case kindSlack:
@@ -227,11 +229,11 @@ func send(ctx context.Context, client *http.Client, s *sink, d *delivery) error 
 	}
 	data, err := json.Marshal(body)
 	if err != nil {
-		return &sinkFailure{err: fmt.Errorf("writing the request: %w", err)}
+		return &sinkError{err: fmt.Errorf("writing the request: %w", err)}
 	}
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, at, bytes.NewReader(data))
 	if err != nil {
-		return &sinkFailure{err: fmt.Errorf("addressing sink %s", s.Name)} // the address may be a secret
+		return &sinkError{err: fmt.Errorf("addressing sink %s", s.Name)} // the address may be a secret
 	}
 	req.Header.Set("Content-Type", "application/json")
 	// The same for each try, so that who was told and could not say so can tell.
@@ -244,14 +246,14 @@ func send(ctx context.Context, client *http.Client, s *sink, d *delivery) error 
 		if u := (*url.Error)(nil); errors.As(err, &u) {
 			err = u.Err // without the address
 		}
-		return &sinkFailure{again: true, err: fmt.Errorf("reaching it: %w", err)}
+		return &sinkError{again: true, err: fmt.Errorf("reaching it: %w", err)}
 	}
 	defer func() { _ = resp.Body.Close() }()
 	text, _ := io.ReadAll(io.LimitReader(resp.Body, 500)) // what can be read of it is enough
 	if resp.StatusCode/100 == 2 {
 		return nil
 	}
-	f := &sinkFailure{err: fmt.Errorf("it answered %s: %s", resp.Status, strings.Join(strings.Fields(string(text)), " "))}
+	f := &sinkError{err: fmt.Errorf("it answered %s: %s", resp.Status, strings.Join(strings.Fields(string(text)), " "))}
 	switch c := resp.StatusCode; {
 	case c >= 500, c == http.StatusTooManyRequests, c == http.StatusRequestTimeout, c == http.StatusNotFound, c == http.StatusConflict:
 		f.again = true

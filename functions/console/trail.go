@@ -141,7 +141,7 @@ func (c *console) follow(ctx context.Context, q string) (trail, error) {
 		}
 		if !grown && seen.one {
 			seen.one, grown = false, search.Err() == nil
-			ctx = search
+			ctx = search //nolint:fatcontext // once: it is made before the loop
 		}
 	}
 	t.found = slices.SortedFunc(maps.Values(k.known), func(a, b step) int {
@@ -265,7 +265,7 @@ func (t topicReader) read(ctx context.Context, s span, visit func(*kgo.Record) (
 			ends, err = admin.ListOffsetsAfterMilli(ctx, s.until.UnixMilli(), t.topic)
 		}
 	}
-	if err = errors.Join(err, starts.Error(), ends.Error()); err != nil {
+	if err := errors.Join(err, starts.Error(), ends.Error()); err != nil {
 		return err
 	}
 	left := map[int32]int64{} // the offset behind the last to read, by partition

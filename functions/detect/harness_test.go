@@ -123,7 +123,7 @@ func (h *harness) run(env ...string) {
 	}
 	h.cmd = cmd
 	h.wait("the function is ready", func() bool {
-		resp, err := http.Get(h.url() + "/readyz") //nolint:noctx // the test's own process
+		resp, err := http.Get(h.url() + "/readyz")
 		if err != nil {
 			return false
 		}
@@ -166,7 +166,7 @@ func (h *harness) note(body []byte) {
 func (h *harness) keep(e event.Event) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if before, ok := h.told[e.ID()]; ok && string(before.Data()) != string(e.Data()) {
+	if before, ok := h.told[e.ID()]; ok && !bytes.Equal(before.Data(), e.Data()) {
 		h.t.Errorf("event %s says two things:\n%s\n%s", e.ID(), before.Data(), e.Data())
 	}
 	h.told[e.ID()] = e
@@ -179,7 +179,7 @@ func (h *harness) send(list []event.Event) bool {
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	resp, err := http.Post(h.url(), events.ContentTypeBatch, strings.NewReader(string(body))) //nolint:noctx // the test's own process
+	resp, err := http.Post(h.url(), events.ContentTypeBatch, strings.NewReader(string(body)))
 	if err != nil {
 		return false
 	}
@@ -236,7 +236,7 @@ func (h *harness) tick() {
 // models asks for the models, and counts them by status.
 func (h *harness) models() (list []shownModel, by map[string]int) {
 	h.t.Helper()
-	resp, err := http.Get(h.url() + "/models") //nolint:noctx // the test's own process
+	resp, err := http.Get(h.url() + "/models")
 	if err != nil {
 		h.t.Fatal(err)
 	}

@@ -97,7 +97,7 @@ func (s *Steps) evaluate(ctx context.Context, tx pgx.Tx, layer, from string, o o
 	if err != nil {
 		return nil, nil, err
 	}
-	return report.Blocked(), report, nil
+	return report.Blocked(), report, nil //nolint:gocritic // evalOrder: Blocked changes nothing
 }
 
 // keep writes the report to the lake and then to the database. The object's key

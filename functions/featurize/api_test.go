@@ -129,9 +129,9 @@ func TestOldValuesAreOutsideMaxAge(t *testing.T) {
 func TestRequestsThatBreakARule(t *testing.T) {
 	h := start(t, nil)
 	many := "[" + strings.Repeat("1,", 1000) + "1]"
-	frame := func(old, new string) string {
+	frame := func(from, to string) string {
 		return strings.Replace(`{"push_source_name":"user_product_features_push_source","df":{"user_id":[1],"product_id":[2],"event_timestamp":["2022-05-13 10:59:42"],
-			"brand":["a"],"price":[1.5],"event_weekday":[5],"category_code_level1":[null],"category_code_level2":["b"],"activity_count":[3]}}`, old, new, 1)
+			"brand":["a"],"price":[1.5],"event_weekday":[5],"category_code_level1":[null],"category_code_level2":["b"],"activity_count":[3]}}`, from, to, 1)
 	}
 	session := func(n string) string {
 		return `{"push_source_name":"session_features_push_source","df":{"user_session":["s"],"event_timestamp":["2022-05-13T10:59:42Z"],"event_weekday":[1],"activity_count":[` + n + `]}}`
@@ -262,7 +262,7 @@ func TestOpenAPIDescribesWhatIsThere(t *testing.T) {
 		}
 	}
 	for path, want := range map[string]string{"/openapi.json": "application/json", "/docs": "text/html; charset=utf-8"} {
-		resp, err := http.Get(h.url + path) //nolint:noctx // the test's own server
+		resp, err := http.Get(h.url + path)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -52,7 +52,7 @@ func run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer store.Close()
+	defer func() { _ = store.Close() }()
 	var db *warehouse.DB
 	if c.DatabaseURL != "" {
 		if db, err = (warehouse.Config{URL: c.DatabaseURL, MaxConns: 4}).Open(ctx); err != nil {

@@ -237,7 +237,7 @@ func (r *room) take(ctx context.Context, n int64, patience time.Duration) error 
 		r.mu.Unlock()
 		if tired == nil {
 			t := time.NewTimer(patience)
-			defer t.Stop()
+			defer t.Stop() //nolint:revive // there is one at most
 			tired = t.C
 		}
 		select {

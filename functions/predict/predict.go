@@ -270,7 +270,8 @@ func (p *predictor) getModels(*http.Request) (int, any) {
 }
 
 func write(w http.ResponseWriter, status int, body any) {
-	data, err := []byte(nil), error(nil)
+	var data []byte
+	var err error
 	if e, ok := body.(encoded); ok {
 		data = e
 	} else if data, err = json.Marshal(body); err != nil {

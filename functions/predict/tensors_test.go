@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"math"
 	"strings"
@@ -85,7 +86,7 @@ func FuzzNumber(f *testing.F) {
 			t.Fatalf("%q is %v, encoding/json says %v %v", text, got, want, err)
 		}
 		written, err := json.Marshal(want)
-		if err != nil || string(appendNumber(nil, want)) != string(written) {
+		if err != nil || !bytes.Equal(appendNumber(nil, want), written) {
 			t.Fatalf("%v is written as %s, encoding/json says %s %v", want, appendNumber(nil, want), written, err)
 		}
 	})
@@ -101,7 +102,7 @@ func TestResponseIsAsEncodingJSONWritesIt(t *testing.T) {
 			t.Fatal(err)
 		}
 		got, err := appendResponse(nil, &r)
-		if err != nil || string(got) != string(want) {
+		if err != nil || !bytes.Equal(got, want) {
 			t.Errorf("%s %v, want %s", got, err, want)
 		}
 	}

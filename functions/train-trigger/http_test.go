@@ -53,7 +53,7 @@ func TestHTTP(t *testing.T) {
 		{"another token", "/rollback", train, []string{"Authorization", "Bearer secre"}, 401, "token"},
 		{"a form", "/train", train, []string{"Content-Type", "text/plain"}, 415, "application/json"},
 		{"no JSON", "/train", "{", nil, 400, "the body"},
-		{"unknown field", "/train", `{"modle":"x"}`, nil, 400, "modle"},
+		{"unknown field", "/train", `{"modle":"x"}`, nil, 400, "modle"}, //nolint:misspell // what somebody may write
 		{"unknown model", "/train", `{"model":"x"}`, nil, 400, "no policy for model"},
 		{"another model's run", "/train", `{"model":"` + shop + `","request":{"model":"x"}}`, nil, 400, "request.model"},
 		{"too large", "/train", `{"model":"` + strings.Repeat("x", maxBody) + `"}`, nil, 400, "too large"},

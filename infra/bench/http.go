@@ -310,7 +310,7 @@ func (f *function) checkAnswers(ctx context.Context, ms []events.Message, values
 	for want, i := range map[string]int{events.BehaviorValidated: good, events.BehaviorInvalid: bad} {
 		header := http.Header{}
 		events.SetHTTP(header, &ms[i])
-		resp, _, err := f.send(ctx, header, ms[i].Data)
+		resp, _, err := f.send(ctx, header, ms[i].Data) //nolint:bodyclose // send does
 		if err != nil {
 			return err
 		}
@@ -319,7 +319,7 @@ func (f *function) checkAnswers(ctx context.Context, ms []events.Message, values
 		}
 	}
 	body := events.AppendBatch(nil, ms[:100])
-	resp, answer, err := f.send(ctx, http.Header{"Content-Type": {"application/cloudevents-batch+json"}}, body)
+	resp, answer, err := f.send(ctx, http.Header{"Content-Type": {"application/cloudevents-batch+json"}}, body) //nolint:bodyclose // send does
 	if err != nil {
 		return err
 	}

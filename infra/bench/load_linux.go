@@ -39,7 +39,7 @@ func load(ctx context.Context, cfg loadConfig) (*loadResult, error) {
 		if err != nil {
 			return nil, err
 		}
-		defer func() { _ = syscall.Close(fd) }()
+		defer func() { _ = syscall.Close(fd) }() //nolint:revive // all are needed to the end
 		c := &connection{fd: fd}
 		conns[int32(fd)] = c
 		for range cfg.depth {

@@ -101,7 +101,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(b.tmp)) }()
 	// Who runs PostgreSQL when this runs as root has to come through.
-	if err := os.Chmod(b.tmp, 0o711); err != nil {
+	if err := os.Chmod(b.tmp, 0o711); err != nil { //nolint:gosec // nobody else can list it
 		return err
 	}
 

@@ -457,7 +457,7 @@ func (m *meter) open(ctx context.Context, first uint64, stdout io.Writer) (where
 			if at, err := file.Seek(0, io.SeekEnd); err != nil {
 				return "", fmt.Errorf("-to: %w", err)
 			} else if at == 0 {
-				if _, err := io.WriteString(file, csvHeader()); err != nil {
+				if _, err := file.WriteString(csvHeader()); err != nil {
 					return "", fmt.Errorf("-to: %w", err)
 				}
 			}

@@ -233,11 +233,14 @@ func TestDatacenter_kafkaHasAServersReadingsInOrderAndTheTruthBeside(t *testing.
 			t.Fatalf("%s is in partitions %d and %d", key, p, record.Partition)
 		}
 		partitionOf[key] = record.Partition
-		var v struct{ Timestamp, Server_id string }
+		var v struct {
+			Timestamp string
+			ServerID  string `json:"server_id"`
+		}
 		if err := json.Unmarshal(record.Value, &v); err != nil {
 			t.Fatal(err)
 		}
-		if v.Server_id != key || v.Timestamp < last[key] {
+		if v.ServerID != key || v.Timestamp < last[key] {
 			t.Fatalf("key %s has %s after %s", key, record.Value, last[key])
 		}
 		last[key] = v.Timestamp

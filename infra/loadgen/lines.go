@@ -98,7 +98,7 @@ func sendLines(ctx context.Context, in io.Reader, to target.Target, field string
 			return nil
 		}
 		if to.Send(ctx, target.Message{Seq: seq, Key: key, Value: bytes.Clone(line)}) != nil {
-			return nil // only because ctx is done
+			return nil //nolint:nilerr // only because ctx is done
 		}
 		seq++
 	}

@@ -202,7 +202,7 @@ func (p *pump) send(ctx context.Context, to target.Target, r *report, truth *tru
 				r.Types[shop.TypeNames[t]] = n
 			}
 		}
-		for op, n := range ops {
+		for op, n := range &ops {
 			if n > 0 {
 				r.Ops[string(rune(op))] = n
 			}

@@ -65,7 +65,7 @@ func runReplay(ctx context.Context, args []string, stdout, stderr io.Writer) err
 	if err != nil {
 		return fmt.Errorf("reading events: %w", err)
 	}
-	defer file.Close()
+	defer func() { _ = file.Close() }()
 	if p.maker, err = out.maker(seed); err != nil {
 		return err
 	}

@@ -477,7 +477,7 @@ func TestHTTP_everyMessageAsEvent(t *testing.T) {
 	for _, batch := range []int{1, 20} {
 		r := &receiver{}
 		server := httptest.NewServer(r)
-		defer server.Close()
+		t.Cleanup(server.Close)
 		flags := []string{"shop", "-rate", "0", "-count", "400"}
 		_, told := must(t, append(flags, "-url", server.URL, "-http-batch", strconv.Itoa(batch))...)
 		if !told.Complete || told.Delivered != 400 {
@@ -514,7 +514,7 @@ func TestHTTP_everyMessageAsEvent(t *testing.T) {
 func TestHTTP_refusedMessagesAreReported(t *testing.T) {
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		if req.Header.Get("Ce-Id") == "7" {
-			http.Error(w, "not this one", http.StatusBadRequest)
+			http.Error(w, "not this one", http.StatusBadRequest) //nolint:gocritic // returnAfterHttpError: nothing follows
 		}
 	}))
 	defer server.Close()

@@ -320,8 +320,9 @@ func (f *followed) await(t *testing.T, what string, wanted func(e *aboutModel) b
 		f.mu.Lock()
 		for i := range f.events {
 			if wanted(&f.events[i]) {
-				defer f.mu.Unlock()
-				return f.events[i]
+				e := f.events[i]
+				f.mu.Unlock()
+				return e
 			}
 		}
 		f.mu.Unlock()

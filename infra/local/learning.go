@@ -218,6 +218,7 @@ exec nice -n 5 "$VENV/bin/pip" install -q --no-compile --disable-pip-version-che
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
+		//nolint:staticcheck // ST1005: a name
 		return fmt.Errorf("Python packages missing: %s; more in %s", whyNot(tail, how), filepath.Join(l.opts.state, "log", setupName+".log"))
 	}
 	return os.WriteFile(filepath.Join(l.venv, "made-to-run"), []byte(r.sum+"\n"), 0o644)

@@ -258,11 +258,12 @@ func ask(t *testing.T, predict string) *asking {
 			bad := err != nil || status != http.StatusOK || json.Unmarshal([]byte(body), &answer) != nil || len(answer.Predictions) != 2 || answer.Version == ""
 			a.mu.Lock()
 			a.answered++
-			if bad && a.excused {
+			switch {
+			case bad && a.excused:
 				a.missed++
-			} else if bad {
+			case bad:
 				a.wrong = append(a.wrong, fmt.Sprint(status, " ", body, " ", err))
-			} else {
+			default:
 				a.version = answer.Version
 			}
 			a.mu.Unlock()

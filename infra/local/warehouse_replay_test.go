@@ -141,11 +141,11 @@ func countFile(t *testing.T, file string) counts {
 		if !ok || price.Sign() <= 0 || !known[kind] || session == "" {
 			continue
 		}
-		if event := strings.Join([]string{product, at, user, kind, session}, "|"); seen[event] {
+		event := strings.Join([]string{product, at, user, kind, session}, "|")
+		if seen[event] {
 			continue
-		} else {
-			seen[event] = true
 		}
+		seen[event] = true
 		c.Facts++
 		c.ByType[kind]++
 		c.PerSession[session]++

@@ -356,7 +356,7 @@ func (p *process) ready(url string) {
 }
 
 func status(url string) int {
-	resp, err := http.Get(url) //nolint:noctx // bounded by the wait
+	resp, err := http.Get(url)
 	if err != nil {
 		return 0
 	}
@@ -407,7 +407,7 @@ func (i *ingest) stop() { i.end(syscall.SIGTERM) }
 func (i *ingest) until(outcome string) {
 	i.t.Helper()
 	until(i.t, "outcome "+outcome, func() bool {
-		resp, err := http.Get(i.address + "/metrics") //nolint:noctx // bounded by the wait
+		resp, err := http.Get(i.address + "/metrics")
 		if err != nil {
 			return false
 		}
@@ -490,7 +490,7 @@ func manifest(t *testing.T) (env map[string]string, notify []string) {
 				}
 			}
 		}
-		if err := d.Decode(&m); err == io.EOF {
+		if err := d.Decode(&m); errors.Is(err, io.EOF) {
 			break
 		} else if err != nil {
 			t.Fatal(err)

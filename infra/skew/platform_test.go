@@ -296,7 +296,7 @@ func (p *platform) runEngine() {
 	}
 	// Ticks are the test's.
 	graph.PingSources = nil
-	dead := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	dead := http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(r.Body)
 		if p.dead.Add(1) <= 3 {
 			p.t.Errorf("dead letter: %v %s", r.Header, body)

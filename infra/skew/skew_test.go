@@ -49,7 +49,7 @@ func quote(s string) string {
 
 // payload writes the row with one of the spellings of its time.
 func (r *row) payload(rng *rand.Rand, zoned bool) string {
-	at := ""
+	var at string
 	switch n := rng.IntN(5); {
 	case n == 0:
 		at = quote(r.at.Format("2006-01-02T15:04:05.999999Z"))
@@ -153,7 +153,8 @@ func (s *shop) next() *kgo.Record {
 func (s *shop) change() *kgo.Record {
 	r := s.rng
 	var e row
-	i, op := len(s.table), "c"
+	var op string
+	i := len(s.table)
 	if i == 0 || r.IntN(2) == 0 {
 		if len(s.rows) > 0 && r.IntN(4) == 0 {
 			e = s.rows[r.IntN(len(s.rows))] // which the tracking producer has sent as well

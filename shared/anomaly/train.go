@@ -51,11 +51,11 @@ func (e *WarmUpError) Error() string {
 const (
 	// normal makes a robust standard deviation of a median deviation.
 	normal = 1.4826
-	// clear, in robust deviations, is what no noise is: an excursion of the history
+	// evident, in robust deviations, is what no noise is: an excursion of the history
 	// that gets there is taken for an anomaly and tells nothing of the noise, unless
 	// excursions are so many (share of the buckets) that they are how the metric is.
-	clear = 8.0
-	share = 0.03
+	evident = 8.0
+	share   = 0.03
 	// beyond is where excursions begin.
 	beyond = 3.0
 	// warn is the distance that usual readings shall not come to.
@@ -201,7 +201,7 @@ func (f *fitted) addWeek(y []float64, first int64, step time.Duration) {
 		}
 	}
 	week := make([]float32, hours)
-	for h, values := range by {
+	for h, values := range &by {
 		if len(values) == 0 {
 			return
 		}
@@ -256,7 +256,7 @@ func reach(r []float64) float64 {
 		for ; j < len(r) && r[j] > beyond; j++ {
 			peak = max(peak, r[j])
 		}
-		if peak > clear {
+		if peak > evident {
 			for k := i; k < j; k++ {
 				usual[k] = math.Inf(1)
 			}

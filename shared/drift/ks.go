@@ -263,7 +263,7 @@ func durbin(n int, d float64) float64 {
 
 // power is H^n of an m by m matrix, with a power of 10 that it is to be multiplied by;
 // center is the place by whose size it is scaled.
-func power(H []float64, m, n, center int) (Q []float64, exponent int) {
+func power(H []float64, m, n, center int) (Q []float64, exponent int) { //nolint:gocritic // captLocal: a matrix, as in the paper
 	if n == 1 {
 		return append([]float64(nil), H...), 0
 	}

@@ -147,7 +147,7 @@ func TestParseJSONBoundsAttributes(t *testing.T) {
 func TestParseBatch(t *testing.T) {
 	for in, want := range map[string]int{
 		`[]`:                   0,
-		" [ \n] ":              0,
+		" [ \n] ":              0, //nolint:gocritic // mapKey: the space is what is read
 		`[{` + required + `}]`: 1,
 		` [ {` + required + `} , {` + required + `} ]`: 2,
 	} {
@@ -328,7 +328,7 @@ func FuzzJSONRoundTrip(f *testing.F) {
 }
 
 // cmpBytes takes no data for empty data.
-var cmpBytes = cmp.Comparer(func(a, b []byte) bool { return bytes.Equal(a, b) })
+var cmpBytes = cmp.Comparer(bytes.Equal)
 
 func BenchmarkBatch(b *testing.B) {
 	for _, size := range []int{300, 1300} {

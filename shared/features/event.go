@@ -58,7 +58,7 @@ func ParseEvent(envelope []byte) (Event, error) {
 	if err != nil {
 		return Event{}, fmt.Errorf("reading the verdict: %w", err)
 	}
-	if payload == nil || payload[0] != '{' {
+	if len(payload) == 0 || payload[0] != '{' {
 		return Event{}, errors.New("reading the verdict: field payload should be an object")
 	}
 	switch e.Op {

@@ -125,6 +125,7 @@ func randomEvents(rnd *rand.Rand, n int) []Event {
 		}
 		list[i] = Event{
 			Time: at, Type: types[rnd.IntN(len(types))], Session: fmt.Sprintf("session %d", rnd.IntN(20)),
+			//nolint:staticcheck // SA4000: they differ
 			UserID: rnd.Int64() - rnd.Int64(), ProductID: rnd.Int64N(100), CategoryCode: codes[rnd.IntN(len(codes))], Brand: brands[rnd.IntN(len(brands))],
 			Price: []float64{rnd.Float64() * 1000, 0.01, 1e-9, 1e300, 5, 1029.37}[rnd.IntN(6)],
 		}

@@ -378,7 +378,7 @@ func TestClientsAreBounded(t *testing.T) {
 	address := func(i int) netip.Addr { return netip.AddrFrom4([4]byte{203, 0, 113, byte(i)}) }
 	let := func(i int) bool { return l.takeFor(address(i)) == 0 }
 	for i := range 3 {
-		if !let(i) || !let(i) || let(i) {
+		if !let(i) || !let(i) || let(i) { //nolint:staticcheck // SA4000: each takes one
 			t.Fatalf("address %d has not two requests", i)
 		}
 	}

@@ -79,7 +79,7 @@ func TestSinceWhen(t *testing.T) {
 }
 
 func TestOneStoreAName(t *testing.T) {
-	if Of(Kafka) != Of(Kafka) || Of(Kafka) == Of(S3) {
+	if Of(Kafka) != Of(Kafka) || Of(Kafka) == Of(S3) { //nolint:staticcheck // SA4000: it is what is tested
 		t.Error("a store is not told by its name")
 	}
 }

@@ -67,7 +67,7 @@ func parseLightGBM(data []byte) (*forest, error) {
 // margins, features.json has to say it.
 func (f *forest) lightGBMObjective(text string) error {
 	name, params, _ := strings.Cut(text, " ")
-	kind := ""
+	var kind string
 	switch name {
 	case "", "custom":
 		return nil

@@ -121,12 +121,12 @@ func TestLoad(t *testing.T) {
 
 // TestLoadRefuses changes a good bundle in one place each.
 func TestLoadRefuses(t *testing.T) {
-	replace := func(file, old, new string) func(testing.TB, memory) {
+	replace := func(file, from, to string) func(testing.TB, memory) {
 		return func(t testing.TB, m memory) {
 			t.Helper()
-			changed := strings.Replace(string(m[file]), old, new, 1)
+			changed := strings.Replace(string(m[file]), from, to, 1)
 			if changed == string(m[file]) {
-				t.Fatalf("%s has no %s", file, old)
+				t.Fatalf("%s has no %s", file, from)
 			}
 			m[file] = []byte(changed)
 		}

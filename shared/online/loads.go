@@ -54,7 +54,7 @@ func (s *Store) NotedLoads(ctx context.Context, before time.Duration) (last time
 	if err := s.redis.ZRemRangeByScore(ctx, loadsKey, "-inf", "("+old).Err(); err != nil {
 		return last, nil, fmt.Errorf("forgetting old loads: %w", err)
 	}
-	members, err := s.redis.ZRangeByScore(ctx, loadsKey, &redis.ZRangeBy{Min: from, Max: "+inf"}).Result()
+	members, err := s.redis.ZRangeByScore(ctx, loadsKey, &redis.ZRangeBy{Min: from, Max: "+inf"}).Result() //nolint:staticcheck // what replaces it needs Redis 6.2
 	if err != nil {
 		return last, nil, fmt.Errorf("looking for noted loads: %w", err)
 	}

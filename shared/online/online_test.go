@@ -496,7 +496,7 @@ func TestConfigIsChecked(t *testing.T) {
 	good := config("redis://h:1/0")
 	for want, change := range map[string]func(*Config){
 		"REDIS_URL":       func(c *Config) { c.URL = "http://user:secret@h" },
-		"REDIS_URL: ":     func(c *Config) { c.URL = "redis://user:secret@h:x/0" },
+		"REDIS_URL: ":     func(c *Config) { c.URL = "redis://user:secret@h:x/0" }, //nolint:gocritic // mapKey: a reason follows
 		"REDIS_POOL_SIZE": func(c *Config) { c.PoolSize = 0 },
 		"REDIS_TIMEOUT":   func(c *Config) { c.Timeout = 0 },
 		"FEATURE_TTL":     func(c *Config) { c.FeatureTTL = 0 },
@@ -651,7 +651,7 @@ func TestRanksLiveAsLongAsTheyHaveTo(t *testing.T) {
 		},
 	} {
 		step()
-		least := at.Add(48*time.Hour).Sub(time.Now()) - time.Minute
+		least := time.Until(at.Add(48*time.Hour)) - time.Minute
 		if ttl := s.redis.PTTL(t.Context(), "f2:s:s").Val(); ttl < least-s.expirySlack() || ttl > 48*time.Hour+s.expirySlack() {
 			t.Errorf("step %d: the ranks expire in %s", i, ttl)
 		}

@@ -93,7 +93,7 @@ func Setup(ctx context.Context, service string) (*Telemetry, error) {
 	if err != nil {
 		return nil, err
 	}
-	local := slog.Handler(slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{Level: level}).WithAttrs([]slog.Attr{slog.String("service", service)}))
+	local := slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{Level: level}).WithAttrs([]slog.Attr{slog.String("service", service)})
 	handler := local
 	t := &Telemetry{registry: prometheus.NewRegistry()}
 	if disabled() {

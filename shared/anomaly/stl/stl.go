@@ -333,7 +333,7 @@ func (d *decomposition) reweigh() {
 	sorted := d.w2[:0]
 	for i, v := range d.y {
 		r[i] = math.Abs(v - d.trend[i] - d.season[i])
-		if d.gap == nil || !d.gap[i] {
+		if len(d.gap) == 0 || !d.gap[i] {
 			sorted = append(sorted, r[i])
 		}
 	}
@@ -341,7 +341,7 @@ func (d *decomposition) reweigh() {
 	six := 3 * (sorted[(len(sorted)-1)/2] + sorted[len(sorted)/2])
 	for i, v := range r {
 		switch {
-		case d.gap != nil && d.gap[i]:
+		case len(d.gap) > 0 && d.gap[i]:
 			d.weights[i] = 0
 		case v <= 0.001*six:
 			d.weights[i] = 1

@@ -17,6 +17,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -71,7 +72,7 @@ func Start(t testing.TB) *Server {
 	}
 	port := freePort(t)
 	s.URL = fmt.Sprintf("http://127.0.0.1:%d", port)
-	s.args = []string{"server", "--host", "127.0.0.1", "--port", fmt.Sprint(port), "--workers", "1",
+	s.args = []string{"server", "--host", "127.0.0.1", "--port", strconv.Itoa(port), "--workers", "1",
 		"--backend-store-uri", database.String(), "--artifacts-destination", "s3://" + s.Bucket + "/proxied"}
 	s.env = append(os.Environ(), "MLFLOW_S3_ENDPOINT_URL="+c.Endpoint, "AWS_ACCESS_KEY_ID="+c.AccessKey, "AWS_SECRET_ACCESS_KEY="+c.SecretKey,
 		"AWS_DEFAULT_REGION="+c.Region, "AWS_REQUEST_CHECKSUM_CALCULATION=when_required", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false",

@@ -39,8 +39,7 @@ func Start(t testing.TB) *Server {
 		s.URL = "redis://" + s.mini.Addr()
 		return s
 	}
-	// Not below t.TempDir, whose paths may be too long for a socket.
-	if s.dir, err = os.MkdirTemp("", "redis"); err != nil {
+	if s.dir, err = os.MkdirTemp("", "redis"); err != nil { //nolint:usetesting // paths below t.TempDir may be too long for a socket
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {

@@ -12,8 +12,9 @@ type Kind uint8
 const (
 	// Good marks a message that a validator has to accept.
 	Good Kind = iota
-	// NegativePrice and ZeroPrice are the kinds that recorded streams have, too.
+	// NegativePrice is a kind that recorded streams have, too.
 	NegativePrice
+	// ZeroPrice is another.
 	ZeroPrice
 )
 
@@ -178,7 +179,7 @@ func (e *Encoder) draft(c *Change) *draft {
 		rest = rest[len(fieldNames[i])+len(`"":`):]
 		value := rest
 		if i < price {
-			at := strings.Index(rest, `,"`+fieldNames[i+1]+`":`)
+			at := strings.Index(rest, `,"`+fieldNames[i+1]+`":`) //nolint:gocritic // wrapperFunc: strings.Cut would take the name away
 			value, rest = rest[:at], rest[at+1:]
 		}
 		d.fields[i] = []byte(value)

@@ -60,6 +60,7 @@ func (f Format) Topic() string {
 // forms that contracts accept.
 type TimeText uint8
 
+// The ways to write it, and what they look like.
 const (
 	Zoned         TimeText = iota // 2019-10-01T00:00:00Z
 	ZonedFraction                 // 2019-10-01T00:00:00.000000Z

@@ -1,6 +1,7 @@
 package shape
 
 import (
+	"bytes"
 	"encoding/json"
 	"math/rand/v2"
 	"strings"
@@ -217,7 +218,7 @@ func TestAppendBad_isBadInItsWay(t *testing.T) {
 			for i := range uint64(50) {
 				got := e.AppendBad(nil, &Change{Op: 'c', After: event()}, k, rand.NewPCG(i, 0))
 				seen[string(got)] = true
-				if string(got) == string(good) {
+				if bytes.Equal(got, good) {
 					t.Fatalf("%v %v: the message is the good one", format, k)
 				}
 				isJSON := json.Valid(got)
@@ -232,7 +233,7 @@ func TestAppendBad_isBadInItsWay(t *testing.T) {
 			if varied := k == mustKind(t, "malformed_json") || k == mustKind(t, "missing_field") || k == mustKind(t, "null_field"); varied != (len(seen) > 1) {
 				t.Errorf("%v %v: %d different messages", format, k, len(seen))
 			}
-			if again := e.Append(nil, &Change{Op: 'c', After: event()}); string(again) != string(good) {
+			if again := e.Append(nil, &Change{Op: 'c', After: event()}); !bytes.Equal(again, good) {
 				t.Fatalf("%v %v: spoils later good messages", format, k)
 			}
 		}

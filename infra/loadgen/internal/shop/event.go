@@ -13,6 +13,7 @@ import "time"
 // Type is what a customer did.
 type Type uint8
 
+// What there is to do.
 const (
 	View Type = iota
 	Cart

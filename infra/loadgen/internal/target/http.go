@@ -88,7 +88,7 @@ func (t *HTTP) Send(ctx context.Context, m Message) error {
 	queue := t.queues[m.Seq%uint64(len(t.queues))]
 	if m.Key != nil {
 		h := fnv.New32a()
-		h.Write(m.Key)
+		_, _ = h.Write(m.Key) // never fails
 		queue = t.queues[h.Sum32()%uint32(len(t.queues))]
 	}
 	select {

@@ -77,7 +77,7 @@ func Run(ctx context.Context, cfg Config) error {
 		var unusable *unusableError
 		switch {
 		case ctx.Err() != nil:
-			return nil
+			return nil //nolint:nilerr // it was told to end
 		case errors.As(err, &unusable):
 			return err
 		}
@@ -288,7 +288,7 @@ func (s *session) published(ctx context.Context) (tables int, err error) {
 func (s *session) ensurePublication(ctx context.Context) (fresh bool, err error) {
 	name := pgx.Identifier{s.cfg.Publication}.Sanitize()
 	tables, err := s.published(ctx)
-	sql := ""
+	var sql string
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
 		sql = "CREATE PUBLICATION " + name + " FOR TABLE ONLY " + s.table().Sanitize()

@@ -285,15 +285,15 @@ func TestDebezium(t *testing.T) {
 	theirs.exec(moreTypes)
 	caughtUp("the end")
 
-	real, twice := distinct(theirs.records())
+	genuine, twice := distinct(theirs.records())
 	mine, _ := distinct(ours.records())
 	t.Logf("%d changes by the writers; Debezium: %d records and %d twice; the capture: %d records in all, %d distinct changes",
-		writers.changes.Load(), len(real), twice, len(ours.records()), len(mine))
-	compareChanges(t, real, mine)
+		writers.changes.Load(), len(genuine), twice, len(ours.records()), len(mine))
+	compareChanges(t, genuine, mine)
 	if a, b := tombstones(theirs.records()), tombstones(ours.records()); a != b {
 		t.Errorf("keys with a tombstone: Debezium has %d, the capture %d", a, b)
 	}
-	compareTable(theirs, real)
+	compareTable(theirs, genuine)
 }
 
 // tombstones counts the keys that have one.
@@ -323,19 +323,19 @@ func number(v any) any {
 	return v
 }
 
-func compareChanges(t *testing.T, real, mine []event) {
+func compareChanges(t *testing.T, genuine, mine []event) {
 	t.Helper()
 	contracts, err := contract.Load(contract.Embedded())
 	if err != nil {
 		t.Fatal(err)
 	}
 	stream, _ := contracts.ByTopic(topic)
-	if len(real) != len(mine) {
-		t.Errorf("Debezium has %d changes, the capture %d", len(real), len(mine))
+	if len(genuine) != len(mine) {
+		t.Errorf("Debezium has %d changes, the capture %d", len(genuine), len(mine))
 	}
 	valid, problems := 0, 0
-	for i := range min(len(real), len(mine)) {
-		a, b := real[i], mine[i]
+	for i := range min(len(genuine), len(mine)) {
+		a, b := genuine[i], mine[i]
 		for _, e := range []*event{&a, &b} {
 			number(e.Before)
 			number(e.After)
@@ -371,7 +371,7 @@ func compareChanges(t *testing.T, real, mine []event) {
 	if problems > 0 {
 		t.Errorf("%d changes differ", problems)
 	}
-	t.Logf("%d verdicts are the same, %d of them VALID", min(len(real), len(mine))-problems, valid)
+	t.Logf("%d verdicts are the same, %d of them VALID", min(len(genuine), len(mine))-problems, valid)
 }
 
 // verdict is a record's verdict with its body taken apart.

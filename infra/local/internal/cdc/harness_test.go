@@ -33,10 +33,11 @@ const childVariable = "CDC_TEST_CHILD"
 func TestMain(m *testing.M) {
 	if brokers := os.Getenv(childVariable); brokers != "" {
 		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
-		defer stop()
 		cfg := config(os.Getenv("DATABASE_URL"), brokers)
 		cfg.Log = slog.New(slog.NewTextHandler(os.Stderr, nil))
-		if err := Run(ctx, cfg); err != nil {
+		err := Run(ctx, cfg)
+		stop()
+		if err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}

@@ -205,7 +205,7 @@ func eachBatchIn(path string, fn func(batchHeader)) error {
 	if err != nil {
 		return err
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	info, err := f.Stat()
 	if err != nil {
 		return err

@@ -121,7 +121,7 @@ func (b notifying) DeleteObject(ctx context.Context, in *s3.DeleteObjectInput) (
 func (b notifying) DeleteObjects(ctx context.Context, in *s3.DeleteObjectsInput) (s3response.DeleteResult, error) {
 	if in.Delete != nil {
 		for _, o := range in.Delete.Objects {
-			defer b.intend("s3:ObjectRemoved:Delete", in.Bucket, o.Key)()
+			defer b.intend("s3:ObjectRemoved:Delete", in.Bucket, o.Key)() //nolint:revive // until all are deleted
 		}
 	}
 	out, err := b.Backend.DeleteObjects(ctx, in)
