@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/goccy/go-yaml"
+	"github.com/google/go-cmp/cmp"
 	"github.com/jackc/pgx/v5"
 
 	"github.com/millrace-dev/millrace/infra/grafana"
@@ -67,6 +68,11 @@ func TestDashboards(t *testing.T) {
 				}
 			}
 		}
+	}
+	// Links and bookmarks name them.
+	want := []string{"data-quality", "datacenter-overview", "learning", "pipeline", "production-monitoring", "serving"}
+	if diff := cmp.Diff(want, uids); diff != "" {
+		t.Errorf("uids (-want +got):\n%s", diff)
 	}
 }
 
@@ -225,8 +231,11 @@ func samples(ctx context.Context, prometheus, expr string) (int, error) {
 		Status, Error string
 		Data          struct{ Result []json.RawMessage }
 	}
-	if err := json.Unmarshal(body, &answer); err != nil || answer.Status != "success" {
-		return 0, fmt.Errorf("%s: %s%v in %s", resp.Status, answer.Error, err, expr)
+	if err := json.Unmarshal(body, &answer); err != nil {
+		return 0, fmt.Errorf("%s: %w in %s", resp.Status, err, expr)
+	}
+	if answer.Status != "success" {
+		return 0, fmt.Errorf("%s: %s in %s", resp.Status, answer.Error, expr)
 	}
 	return len(answer.Data.Result), nil
 }
