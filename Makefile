@@ -224,7 +224,7 @@ fuzz: ## Fuzz every parser and encoder for FUZZTIME each
 .PHONY: lint
 lint: ## The linters of .golangci.yml; needs golangci-lint 2 on the PATH
 	golangci-lint run ./...
-	@for m in $(NESTED); do (cd $$m && golangci-lint run ./...); done
+	@for m in $(NESTED) infra/otel; do (cd $$m && golangci-lint run ./...); done
 
 ##@ Measure it
 
