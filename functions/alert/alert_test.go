@@ -359,6 +359,34 @@ func TestSinkThatFails_isTriedAgainAndHoldsNothingUp(t *testing.T) {
 	}
 }
 
+// A process that is told to stop while a sink takes its time waits for the answer, so that
+// nothing is told twice, and gives back at once what it has not begun.
+func TestStop_waitsForTheAnswerAndReleasesTheRest(t *testing.T) {
+	db := database(t)
+	came, goOn := make(chan struct{}, 3), make(chan struct{})
+	hook := receiver.New(t, func(int) int {
+		came <- struct{}{}
+		<-goOn
+		return http.StatusOK
+	})
+	a := start(t, db, map[string]string{"ALERT_WEBHOOK_URL": hook.URL})
+	handle(t, a, anomalyEvent("1", "srv-1", "cpu", "high", 1), anomalyEvent("2", "srv-2", "cpu", "high", 1), anomalyEvent("3", "srv-3", "cpu", "high", 1))
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	done := a.start(ctx)
+	<-came
+	stop()
+	close(goOn)
+	<-done
+	if n := len(hook.Requests()); n != 1 {
+		t.Errorf("the webhook was told %d times", n)
+	}
+	want := []string{"true <nil> true", "false <nil> true", "false <nil> true"}
+	if diff := cmp.Diff(want, rowsOf(t, db, `SELECT sent_at IS NOT NULL, lease, due_at <= now() FROM alerts.deliveries WHERE sink = 'webhook' ORDER BY delivery_id`)); diff != "" {
+		t.Errorf("sent, lease, due (-want +got):\n%s", diff)
+	}
+}
+
 // What a process has claimed and not sent when it is killed is sent by another once the
 // lease is over, not before.
 func TestDelivery_ofAKilledProcessIsTakenOver(t *testing.T) {

@@ -62,7 +62,7 @@ func (a *alerter) start(ctx context.Context) (done <-chan struct{}) {
 	go func() {
 		g.Wait()
 		<-ctx.Done()
-		end, cancel := context.WithTimeout(context.WithoutCancel(ctx), sinkTimeout)
+		end, cancel := unstopped(ctx)
 		defer cancel()
 		a.flush(end)
 		close(stopped)
@@ -109,7 +109,8 @@ func (a *alerter) serve(ctx context.Context, client *http.Client, s *sink, wake 
 }
 
 // deliver claims what is due for a sink and sends it, in order of each alert. It returns
-// how many it claimed.
+// how many it claimed. When ctx ends, what is being sent is sent, since nobody could tell
+// whether it was; the rest is left for the next process at once.
 func (a *alerter) deliver(ctx context.Context, client *http.Client, s *sink) (int, error) {
 	if err := a.db.Ready(ctx); err != nil {
 		return 0, err
@@ -120,29 +121,45 @@ func (a *alerter) deliver(ctx context.Context, client *http.Client, s *sink) (in
 		return 0, fmt.Errorf("claiming deliveries: %w", err)
 	}
 	for i := range list {
+		if ctx.Err() != nil {
+			return 0, a.release(ctx, lease, 0)
+		}
 		d := &list[i]
-		sent := send(ctx, client, s, d)
+		sent := send(context.WithoutCancel(ctx), client, s, d) // the client has a timeout
 		if err := a.settle(ctx, s, d, lease, sent); err != nil {
 			return len(list), err
 		}
 		var f *sinkError
 		if errors.As(sent, &f) && f.again {
 			// What would fail alike is left for later.
-			end, cancel := context.WithTimeout(context.WithoutCancel(ctx), sinkTimeout)
-			defer cancel() //nolint:revive // the loop ends here
-			if _, err := a.db.Exec(end, `UPDATE alerts.deliveries SET leased_until = NULL, lease = NULL, attempts = attempts - 1, due_at = now() + $2::interval
-				WHERE lease = $1 AND sent_at IS NULL AND failed_at IS NULL`, lease, f.after(1)); err != nil {
-				return len(list), fmt.Errorf("releasing deliveries: %w", err)
-			}
-			return 0, nil
+			return 0, a.release(ctx, lease, f.after(1))
 		}
 	}
 	return len(list), nil
 }
 
+// unstopped is for what has to be said of deliveries though the process is told to stop:
+// what nobody says of a lease lasts until it runs out.
+func unstopped(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), sinkTimeout)
+}
+
+// release gives back what was claimed and not tried, to be due after a while.
+func (a *alerter) release(ctx context.Context, lease string, after time.Duration) error {
+	ctx, cancel := unstopped(ctx)
+	defer cancel()
+	if _, err := a.db.Exec(ctx, `UPDATE alerts.deliveries SET leased_until = NULL, lease = NULL, attempts = attempts - 1, due_at = now() + $2::interval
+		WHERE lease = $1 AND sent_at IS NULL AND failed_at IS NULL`, lease, after); err != nil {
+		return fmt.Errorf("releasing deliveries: %w", err)
+	}
+	return nil
+}
+
 // claim takes deliveries for the length of a lease. What is claimed by others is left
 // alone, as is what has something of the same alert before it.
 func (a *alerter) claim(ctx context.Context, s *sink, lease string) ([]delivery, error) {
+	ctx, cancel := unstopped(ctx)
+	defer cancel()
 	rows, err := a.db.Query(ctx, `WITH due AS (
 			SELECT delivery_id FROM alerts.deliveries d WHERE sent_at IS NULL AND failed_at IS NULL AND sink = $1 AND due_at <= now()
 				AND (leased_until IS NULL OR leased_until < now()) AND NOT EXISTS (SELECT FROM alerts.deliveries before
@@ -182,8 +199,7 @@ func (a *alerter) settle(ctx context.Context, s *sink, d *delivery, lease string
 		slog.WarnContext(ctx, "a sink was not told", "sink", s.Name, "alert", d.Alert.ID, "attempt", d.Attempts, "outcome", outcome, "error", text)
 	}
 	a.told.Add(ctx, 1, metric.WithAttributes(attribute.String("sink", s.Name), attribute.String("outcome", outcome)))
-	// A process that is told to stop still says what it has sent.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), sinkTimeout)
+	ctx, cancel := unstopped(ctx)
 	defer cancel()
 	if _, err := a.db.Exec(ctx, `UPDATE alerts.deliveries SET leased_until = NULL, lease = NULL, `+sql+` WHERE delivery_id = $1 AND lease = $2`, args...); err != nil {
 		return fmt.Errorf("settling delivery %d: %w", d.ID, err)

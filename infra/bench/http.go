@@ -324,8 +324,11 @@ func (f *function) checkAnswers(ctx context.Context, ms []events.Message, values
 		return err
 	}
 	replies, err := events.ParseBatch(answer)
-	if err != nil || len(replies) != 100 {
-		return fmt.Errorf("validate answers a batch of 100 with %s and %d replies: %w", resp.Status, len(replies), err)
+	if err != nil {
+		return fmt.Errorf("validate answers a batch with %s: %w", resp.Status, err)
+	}
+	if len(replies) != 100 {
+		return fmt.Errorf("validate answers a batch of 100 with %s and %d replies", resp.Status, len(replies))
 	}
 	return nil
 }
