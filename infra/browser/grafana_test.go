@@ -135,16 +135,26 @@ func (p *running) grafana(t *testing.T, home, prometheus string) string {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
 	t.Cleanup(func() {
-		_ = cmd.Process.Signal(syscall.SIGTERM)
-		_ = cmd.Wait()
+		_ = cmd.Process.Signal(syscall.SIGTERM) // it may have ended
+		<-ended
 		if t.Failed() {
 			text, _ := os.ReadFile(log.Name())
 			t.Logf("Grafana said:\n%s", text)
 		}
 	})
 	at := fmt.Sprintf("http://127.0.0.1:%d", port)
-	platform.Await(t, "Grafana", func() error { return platform.Get(at+"/api/health", nil) })
+	platform.Await(t, "Grafana", func() error {
+		select {
+		case err := <-ended:
+			ended <- err
+			t.Fatalf("Grafana ended: %v", err)
+		default:
+		}
+		return platform.Get(at+"/api/health", nil)
+	})
 	return at
 }
 
