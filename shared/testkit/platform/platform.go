@@ -33,11 +33,9 @@ func Programs(t *testing.T, target string) string {
 
 // Platform is a runner and all that it runs.
 type Platform struct {
-	// Port is where it takes events and tells its status; the stores' and functions' follow.
-	Port  int
-	State string // its folder
-
-	programs string
+	// port is where it takes events and tells its status; the stores' and functions' follow.
+	port            int
+	state, programs string // folders
 }
 
 // Options are what a test wants other than a user who says nothing.
@@ -45,7 +43,6 @@ type Options struct {
 	Programs string   // the folder of Programs
 	Root     string   // the checkout
 	Flags    []string // of `millrace up`
-	Env      []string // of it and its functions
 }
 
 // ports is how many a platform may take, in a row.
@@ -59,23 +56,23 @@ func Start(t *testing.T, o Options) *Platform {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &Platform{Port: FreePorts(t, ports), State: t.TempDir(), programs: o.Programs}
+	p := &Platform{port: FreePorts(t, ports), state: t.TempDir(), programs: o.Programs}
 	// Who runs PostgreSQL when the tests run as root has to come through.
-	if err := os.Chmod(filepath.Dir(p.State), 0o711); err != nil { // nobody else can list it
+	if err := os.Chmod(filepath.Dir(p.state), 0o711); err != nil { // nobody else can list it
 		t.Fatal(err)
 	}
-	out, err := os.Create(filepath.Join(p.State, "out"))
+	out, err := os.Create(filepath.Join(p.state, "out"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	cmd := exec.CommandContext(ctx, filepath.Join(o.Programs, "millrace"), slices.Concat([]string{
-		"up", "--plain", "--root", root, "--state", p.State, "--bin", o.Programs, "--port-base", strconv.Itoa(p.Port),
+		"up", "--plain", "--root", root, "--state", p.state, "--bin", o.Programs, "--port-base", strconv.Itoa(p.port),
 	}, o.Flags)...)
 	cmd.Stdout, cmd.Stderr = out, out
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = time.Minute
-	cmd.Env = slices.Concat(os.Environ(), []string{"NO_LEARNING=1"}, o.Env)
+	cmd.Env = append(os.Environ(), "NO_LEARNING=1")
 	if err := cmd.Start(); err != nil {
 		cancel()
 		t.Fatal(err)
@@ -121,7 +118,7 @@ func (p *Platform) status() (s status, err error) {
 }
 
 // URL is where it takes events and tells its status.
-func (p *Platform) URL() string { return fmt.Sprintf("http://127.0.0.1:%d", p.Port) }
+func (p *Platform) URL() string { return fmt.Sprintf("http://127.0.0.1:%d", p.port) }
 
 // Part is the address of a part, http://host:port, and its process.
 func (p *Platform) Part(t *testing.T, name string) (url string, pid int) {
@@ -142,7 +139,7 @@ func (p *Platform) Part(t *testing.T, name string) (url string, pid int) {
 // Run gives what a command of the runner prints about this platform.
 func (p *Platform) Run(t *testing.T, command string, args ...string) string {
 	t.Helper()
-	args = slices.Concat([]string{command}, args, []string{"--state", p.State})
+	args = slices.Concat([]string{command}, args, []string{"--state", p.state})
 	out, err := exec.CommandContext(t.Context(), filepath.Join(p.programs, "millrace"), args...).CombinedOutput()
 	if err != nil {
 		t.Fatalf("millrace %s: %v\n%s", strings.Join(args, " "), err, out)
